@@ -1,0 +1,1 @@
+//! Evidence: gathering it (proxy) and verifying it (control plane), one file per kind.

@@ -1,0 +1,1 @@
+//! countersign: apply, get, delete, explain, revoke, audit.

@@ -1,0 +1,3 @@
+//! countersign-control: the control plane.
+
+pub mod store;

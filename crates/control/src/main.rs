@@ -1,0 +1,3 @@
+//! `countersign-control`
+
+fn main() {}

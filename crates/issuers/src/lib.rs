@@ -1,0 +1,1 @@
+//! Identity in, ephemeral credential out: one file per kind.

@@ -1,0 +1,353 @@
+//! What happened: events, and the chain that makes a change to one of them visible.
+//!
+//! Each proxy and each control-plane replica writes its own stream. A record's hash covers the record before it, the
+//! stream's name, its number and its payload, so that an edit, a gap or a reordering shows. The payload is the event
+//! as JSON, kept byte for byte from where it was written to where it is read: nothing re-encodes it.
+
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::credential::GrantId;
+use crate::decision::{DecisionId, NearMiss};
+use crate::error::Code;
+use crate::name::{ResourceRef, SpiffeId};
+use crate::time::UnixMillis;
+use crate::version::Version;
+
+/// SHA-256 over a record and all before it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct Hash(pub [u8; 32]);
+
+impl std::fmt::Debug for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        std::fmt::Display::fmt(self, f)
+    }
+}
+
+impl std::fmt::Display for Hash {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// One link of a stream's chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// The stream: one life of one writer's state directory, `proxy/<caller path>/<instance>/<random>`.
+    pub stream: String,
+    /// Numbered from 1 without gaps.
+    pub sequence: u64,
+    /// Hash of the record before; zero for the first.
+    pub previous: Hash,
+    /// The event as JSON, exactly as it was written.
+    pub payload: Vec<u8>,
+    /// [`chain`] over the fields above.
+    pub hash: Hash,
+}
+
+/// Computes a record's hash. Lengths go in with the fields, so that no two records have the same input.
+#[must_use]
+pub fn chain(previous: &Hash, stream: &str, sequence: u64, payload: &[u8]) -> Hash {
+    let mut hasher = Sha256::new();
+    hasher.update(b"countersign audit v1\0");
+    hasher.update(previous.0);
+    hasher.update((stream.len() as u64).to_be_bytes());
+    hasher.update(stream.as_bytes());
+    hasher.update(sequence.to_be_bytes());
+    hasher.update((payload.len() as u64).to_be_bytes());
+    hasher.update(payload);
+    Hash(hasher.finalize().into())
+}
+
+impl Record {
+    /// Makes the record that follows `previous`.
+    #[must_use]
+    pub fn after(previous: Hash, stream: &str, sequence: u64, payload: Vec<u8>) -> Self {
+        let hash = chain(&previous, stream, sequence, &payload);
+        Self { stream: stream.to_owned(), sequence, previous, payload, hash }
+    }
+
+    /// Whether the hash is the one that the other fields give.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        chain(&self.previous, &self.stream, self.sequence, &self.payload) == self.hash
+    }
+}
+
+/// An event with its time: the payload of a record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// When it happened, by the writer's clock.
+    pub time: UnixMillis,
+    /// What happened.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// The kinds of event.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum What {
+    /// A call was allowed and is about to be sent: written before its first byte goes upstream.
+    Intent(Intent),
+    /// What became of a call whose intent was recorded.
+    Outcome(Outcome),
+    /// A call was refused; no request reached the upstream.
+    Refusal(Refusal),
+    /// A connection passed untouched: its destination is not covered, or says so.
+    Passed(Passed),
+    /// The application sent a standing credential of its own.
+    StandingCredential(StandingCredential),
+    /// A credential was made (written by the control plane).
+    Issued(Issued),
+    /// A workload was attested, or its evidence refused (written by the control plane).
+    Attested(Attested),
+    /// An administrator changed something (written by the control plane).
+    Administration(Administration),
+    /// Events that were not recorded, because of `audit.onFull: drop` or a torn tail.
+    Gap(Gap),
+}
+
+/// The call as it was judged. Paths are without query; no header values.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Intent {
+    /// Names the call in all its events and in answers.
+    pub decision: DecisionId,
+    /// Who called.
+    pub caller: SpiffeId,
+    /// For whom, if a subject was proved: `issuer|id`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subject: Option<String>,
+    /// `http` or `connect`.
+    pub action: String,
+    /// HTTP method; empty for `connect`.
+    pub method: String,
+    /// The destination's document.
+    pub destination: ResourceRef,
+    /// `host:port` as judged.
+    pub authority: String,
+    /// Path without query.
+    pub path: String,
+    /// The policies that allowed it.
+    pub policies: Vec<ResourceRef>,
+    /// The version of policy that was asked.
+    pub version: Version,
+    /// The credential provider, if a credential was put in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ResourceRef>,
+    /// The credential's id.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grant: Option<GrantId>,
+    /// The address that is dialled.
+    pub upstream: String,
+}
+
+/// How a call ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The intent's.
+    pub decision: DecisionId,
+    /// How it ended.
+    pub result: CallResult,
+    /// Upstream's HTTP status, if it answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<u16>,
+    /// Our code, if we answered or cut it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<Code>,
+    /// Body bytes from the application.
+    pub bytes_up: u64,
+    /// Body bytes to the application.
+    pub bytes_down: u64,
+    /// From the request's arrival to the end of the exchange, in microseconds.
+    pub duration_us: u64,
+}
+
+/// The ways in which a call ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CallResult {
+    /// The answer was carried to its end.
+    Completed,
+    /// The upstream failed; `code` says how.
+    Failed,
+    /// The application went away before the end.
+    Aborted,
+    /// Cut by us, because its authority ended.
+    Cut,
+    /// The proxy died in between: it is not known how far it came.
+    Unknown,
+}
+
+/// A call that was not made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// Names the refusal in the answer.
+    pub decision: DecisionId,
+    /// Who called, if it was known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<SpiffeId>,
+    /// `http` or `connect`.
+    pub action: String,
+    /// HTTP method; empty if the request was not read.
+    pub method: String,
+    /// The destination's document, if one covers it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<ResourceRef>,
+    /// `host:port`, or `address:port` if there was no name.
+    pub authority: String,
+    /// Path without query.
+    pub path: String,
+    /// Why.
+    pub code: Code,
+    /// One sentence.
+    pub detail: String,
+    /// The policies that forbade it, for a guardrail.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub policies: Vec<ResourceRef>,
+    /// The policies that came nearest.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nearest: Vec<NearMiss>,
+    /// The version of policy that was asked, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<Version>,
+}
+
+/// A connection that was spliced through.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Passed {
+    /// Names the connection.
+    pub decision: DecisionId,
+    /// Who called.
+    pub caller: SpiffeId,
+    /// The address that the application dialled.
+    pub address: String,
+    /// The name that it gave (SNI or Host), if it gave one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// `tls`, `http`, `tcp`.
+    pub protocol: String,
+    /// The destination's document, if a policy covers it (`tls: passthrough`, `protocol: tcp`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<ResourceRef>,
+}
+
+/// A credential of the application's own, seen in a header that we own or in a call that passed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StandingCredential {
+    /// The call.
+    pub decision: DecisionId,
+    /// Who called.
+    pub caller: SpiffeId,
+    /// The header's name.
+    pub header: String,
+    /// HMAC-SHA-256 of the value under a key of the installation, first 16 bytes in hexadecimal.
+    pub fingerprint: String,
+}
+
+/// A credential that the control plane made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Issued {
+    /// Its id.
+    pub grant: GrantId,
+    /// For whom.
+    pub caller: SpiffeId,
+    /// The instance whose channel asked.
+    pub instance: String,
+    /// For which destination.
+    pub destination: ResourceRef,
+    /// By which provider.
+    pub provider: ResourceRef,
+    /// Under which policies.
+    pub policies: Vec<ResourceRef>,
+    /// Under which version of policy.
+    pub version: Version,
+    /// When it ends.
+    pub expires_at: UnixMillis,
+    /// Why it was not made, if it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Code>,
+    /// The reason in one sentence, if it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// A workload's evidence, accepted or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attested {
+    /// The caller, if the evidence verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<SpiffeId>,
+    /// The instance, if the evidence verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<String>,
+    /// The trust provider, if one was found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<String>,
+    /// Where it came from.
+    pub peer: String,
+    /// SHA-256 of the proxy's public key (SPKI), in hexadecimal.
+    pub key: String,
+    /// Whether the instance proved a new key, which replaces an older session.
+    pub new_key: bool,
+    /// When the certificate ends, if one was given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<UnixMillis>,
+    /// Why it was refused, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<Code>,
+    /// The reason in one sentence, if it was refused.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// A change by an administrator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Administration {
+    /// Who: `unix:UID` or `token:NAME`.
+    pub author: String,
+    /// What was done: `created`, `configured`, `deleted`, `blocked`, `lifted`, `revoked`, `refused`.
+    pub verb: String,
+    /// To what: `kind/namespace/name`.
+    pub object: String,
+    /// The version that it made.
+    pub version: Version,
+    /// The administrator's reason, if given.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// Events that are missing, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gap {
+    /// How many, if known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub count: Option<u64>,
+    /// `spool_full`, `torn_tail`, `power_cut`.
+    pub reason: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_changed_record_does_not_hold() {
+        let first = Record::after(Hash::default(), "proxy/a", 1, b"{}".to_vec());
+        let mut second = Record::after(first.hash, "proxy/a", 2, b"{\"a\":1}".to_vec());
+        assert!(first.is_whole() && second.is_whole());
+        second.payload[5] = b'2';
+        assert!(!second.is_whole());
+    }
+
+    #[test]
+    fn an_event_reads_back() {
+        let event = Event {
+            time: UnixMillis(1_790_000_000_000),
+            what: What::Gap(Gap { count: Some(3), reason: "spool_full".to_owned() }),
+        };
+        let json = serde_json::to_string(&event).unwrap();
+        assert_eq!(json, r#"{"time":1790000000000,"kind":"gap","count":3,"reason":"spool_full"}"#);
+        assert_eq!(serde_json::from_str::<Event>(&json).unwrap(), event);
+    }
+}

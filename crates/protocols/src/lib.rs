@@ -1,0 +1,1 @@
+//! Bytes and messages, without sockets: detection, ClientHello, HTTP heads and edits. Fuzzed.

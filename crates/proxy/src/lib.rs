@@ -1,0 +1,1 @@
+//! countersign-proxy: the data plane, and `capture`, which installs the redirect.

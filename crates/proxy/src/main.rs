@@ -1,0 +1,3 @@
+//! `countersign-proxy`
+
+fn main() {}

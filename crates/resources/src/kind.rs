@@ -1,0 +1,282 @@
+//! The seven kinds of document, as they are written.
+//!
+//! An unknown field is an error. Values that need more than a type (names, durations, expressions) are checked by
+//! [`crate::validate`], which can say where they stand.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The `apiVersion` of every document.
+pub const API_VERSION: &str = "countersign.dev/v1alpha1";
+
+/// `metadata`, as in Kubernetes. Fields of other owners (labels, annotations) are kept and not looked at.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct Metadata {
+    /// An RFC 1123 subdomain.
+    pub name: String,
+    /// The tenant; absent for cluster-scoped kinds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// Free.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    /// Free.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// `Workload`: the software that makes calls.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct WorkloadSpec {
+    /// Attested attributes that must all be equal; at least one. A value may end in `*` for a prefix.
+    pub selector: BTreeMap<String, String>,
+    /// Who answers for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub purpose: Option<String>,
+    /// `production`, `staging`: free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub environment: Option<String>,
+    /// Destinations that policies of this workload may name; absent permits all that the namespace may use.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destinations: Option<Vec<String>>,
+    /// What happens to calls that no policy covers: `observe` or `enforce`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<String>,
+}
+
+/// `TrustProvider` (cluster-scoped): whose evidence is believed, and how it is verified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct TrustProviderSpec {
+    /// An OpenID Connect issuer: a CI system, or a Kubernetes API server.
+    pub oidc: OidcSpec,
+    /// How the caller is named.
+    pub caller: CallerSpec,
+}
+
+/// An OpenID Connect issuer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct OidcSpec {
+    /// The token's `iss`, byte for byte; an https URL.
+    pub issuer: String,
+    /// The token's `aud` must hold this.
+    pub audience: String,
+    /// Where the keys are; absent asks the issuer's discovery document.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwks_uri: Option<String>,
+    /// Roots for the issuer's certificate in PEM; absent uses the control plane's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
+    /// A file with a bearer token to present when asking for discovery and keys: an API server wants one. Read anew
+    /// for each request.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bearer_token_file: Option<String>,
+}
+
+/// How a caller is named from the evidence's claims.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct CallerSpec {
+    /// Path of the SPIFFE ID, with `{attribute}` for attested attributes:
+    /// `ns/{kubernetes.namespace}/sa/{kubernetes.serviceaccount}`.
+    pub path: String,
+    /// The namespace of its callers: a name, or one `{attribute}`.
+    pub namespace: String,
+    /// The attribute that names the running copy, to which a token is bound at its first use:
+    /// `kubernetes.pod.uid`, `claim.run_id`.
+    pub instance: String,
+}
+
+/// `Destination`: what is called.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct DestinationSpec {
+    /// Host names; `*.example.com` is one label below.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<String>,
+    /// TCP ports; 443 if absent (80 too if `insecure`).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ports: Vec<u16>,
+    /// CIDR blocks or addresses: connections without a name are matched by them, and they allow what is otherwise
+    /// refused (loopback, link-local, metadata).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub addresses: Vec<String>,
+    /// `http` (default) or `tcp`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+    /// `h2`, `http/1.1`, best first; absent if it is to be learned.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub http_versions: Vec<String>,
+    /// `terminate` (default) or `passthrough`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<String>,
+    /// Whether a credential may go to it without TLS.
+    #[serde(default)]
+    pub insecure: bool,
+    /// Roots for its certificate in PEM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
+    /// How sensitive its data is; free.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sensitivity: Option<String>,
+    /// Namespaces that may refer to it; `*` for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_with: Vec<String>,
+}
+
+/// `CredentialProvider`: the recipe by which a credential is obtained.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct CredentialProviderSpec {
+    /// A JWT signed by the control plane, which the destination verifies by the control plane's JWKS.
+    pub jwt: JwtSpec,
+    /// Where the credential goes; absent is `authorization: Bearer …`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inject: Option<InjectSpec>,
+    /// Namespaces that may refer to it; `*` for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_with: Vec<String>,
+}
+
+/// A JWT of the control plane's own (RFC 7519, profile of RFC 9068 where it applies).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct JwtSpec {
+    /// `aud`; at least one.
+    pub audience: Vec<String>,
+    /// How long a token lives: `30s` to `1h`; `5m` if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    /// Further claims; `{attribute}` in a string is replaced by the attested attribute. `iss`, `sub`, `aud`, `exp`,
+    /// `nbf`, `iat`, `jti` can't be set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub claims: BTreeMap<String, serde_json::Value>,
+}
+
+/// Where a credential goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct InjectSpec {
+    /// Name of the header.
+    pub header: String,
+    /// What stands before the credential: `"Bearer "`; empty if absent.
+    #[serde(default)]
+    pub prefix: String,
+}
+
+/// `AccessPolicy`: which caller may do what at which destination, with which credential, under which conditions.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct AccessPolicySpec {
+    /// A `Workload` of the same namespace.
+    pub workload: String,
+    /// A `Destination` of the same namespace, or `namespace/name` of one that is shared with it.
+    pub destination: String,
+    /// A `CredentialProvider`, likewise; absent lets the call pass with what the application sends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+    /// What is allowed; at least one rule.
+    pub allow: Vec<RuleSpec>,
+    /// `Condition`s that must all hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<String>,
+    /// A Cedar expression that must be true.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// Longest life of a credential under this policy: `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+}
+
+/// One rule. What is absent is not restricted.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct RuleSpec {
+    /// HTTP methods, upper case.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
+    /// Path templates: `*` is one segment, `**` any number.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// The credential that this rule selects instead of the policy's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credential: Option<String>,
+}
+
+/// `Condition`: a fact about now that must hold. Exactly one of the fields.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ConditionSpec {
+    /// Within a window of the week.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time_window: Option<TimeWindowSpec>,
+    /// The evidence is not older than this: `1h`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attested_within: Option<String>,
+    /// Namespaces that may refer to it; `*` for all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shared_with: Vec<String>,
+}
+
+/// A window of the week.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct TimeWindowSpec {
+    /// `mon` … `sun`; absent is every day.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub days: Vec<String>,
+    /// `08:00`.
+    pub from: String,
+    /// `18:00`, exclusive; earlier than `from` runs past midnight.
+    pub to: String,
+    /// IANA name: `Europe/Berlin`.
+    pub time_zone: String,
+}
+
+/// `Guardrail` (cluster-scoped): a `forbid` that no policy can override.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct GuardrailSpec {
+    /// What is forbidden; absent forbids all that `when` says.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub deny: Vec<RuleSpec>,
+    /// A Cedar expression; forbidden if true. `when` or `deny` must be there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<String>,
+    /// What people read when it strikes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The spec of any kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs, reason = "each variant's type is documented")]
+pub enum Spec {
+    Workload(WorkloadSpec),
+    TrustProvider(TrustProviderSpec),
+    Destination(DestinationSpec),
+    CredentialProvider(CredentialProviderSpec),
+    AccessPolicy(AccessPolicySpec),
+    Condition(ConditionSpec),
+    Guardrail(GuardrailSpec),
+}
+
+/// The name of a kind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[allow(missing_docs, reason = "each kind's spec is documented")]
+pub enum Kind {
+    Workload,
+    TrustProvider,
+    Destination,
+    CredentialProvider,
+    AccessPolicy,
+    Condition,
+    Guardrail,
+}

@@ -1,0 +1,1 @@
+//! What our programs do alike: configuration, telemetry, metrics, health, readiness, drain, signals, the TLS provider.

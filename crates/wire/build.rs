@@ -1,0 +1,11 @@
+//! Compiles the protobuf files without `protoc`: protox is a compiler written in Rust.
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    println!("cargo::rerun-if-changed=proto");
+    let descriptors = protox::compile(
+        ["countersign/v1/control_plane.proto", "countersign/v1/administration.proto"],
+        ["proto"],
+    )?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
+    Ok(())
+}

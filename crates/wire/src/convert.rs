@@ -1,0 +1,1 @@
+//! Messages into domain types and back.
