@@ -1,0 +1,690 @@
+//! The life of a call, as the table of nine stages (docs/life-of-a-call.md).
+//!
+//! | # | stage | here |
+//! |---|---|---|
+//! | 1 | capture | [`connection`] is given what was captured |
+//! | 2 | tls | [`connection`] looks at the first bytes and opens, leaves shut, or refuses |
+//! | 3 | protocol | [`exchange`] reads what is asked |
+//! | 4 | identity | the caller belongs to the connection and is known at accept |
+//! | 5 | policy | [`judge`] |
+//! | 6 | credential | [`arm`], which judges again after it has waited |
+//! | 7 | rewrite | [`crate::rewrite`] |
+//! | 8 | upstream | [`dispatch`] |
+//! | 9 | audit | the intent before the first byte goes out, the outcome at the end |
+//!
+//! Decide, then act, then record; the intent is recorded before the act.
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::BytesMut;
+use http::request::Parts;
+use http::{Request, Response, StatusCode};
+use http_body::Body as _;
+use model::audit::{CallResult, Intent, Outcome, Refusal, StandingCredential, What};
+use model::decision::NearMiss;
+use model::destination::HttpVersion;
+use model::slice::Egress;
+use model::{
+    Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, Verdict,
+};
+use policy::{Question, Snapshot};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use crate::answer;
+use crate::audit::OpenCall;
+use crate::caller::CallerState;
+use crate::capture::accept::{Captured, OriginalDestination};
+use crate::credential::{Ask, Grant, Key};
+use crate::exchange::{End, Guarded, Open};
+use crate::passage;
+use crate::policy::{Route, route_http, route_tls, route_unknown};
+use crate::protocol::body::BodyError;
+use crate::protocol::facts::{self, Channel};
+use crate::protocol::rewind::Rewind;
+use crate::protocol::{Body, head, http1, http2};
+use crate::rewrite;
+use crate::tls::{self, Opening};
+use crate::upstream::pool::{Origin, OriginKey};
+use crate::upstream::send::Sender;
+use crate::worker::{Worker, now};
+
+/// How long an application may be silent before the server is given the chance to speak first (SMTP, MySQL, SSH do).
+const SILENCE: Duration = Duration::from_millis(50);
+
+/// How long a call waits for the newer policy when proxy and control plane disagree about the version.
+const CATCH_UP: Duration = Duration::from_secs(1);
+
+/// One connection of the application, for as long as it lives.
+pub struct Connection {
+    /// On which worker.
+    pub worker: Rc<Worker>,
+    /// Who calls; `None` if nobody could be attested.
+    pub caller: Option<Arc<CallerState>>,
+    /// What is known of it.
+    pub channel: Channel,
+    /// The version of HTTP that the application speaks.
+    pub version: HttpVersion,
+}
+
+/// Stages 1 and 2: where was it going, and is it opened?
+pub async fn connection(worker: &Rc<Worker>, captured: Captured) {
+    let Captured { mut stream, original, .. } = captured;
+    let caller = worker.shared.callers.at_accept();
+    if let Some(caller) = &caller {
+        worker.watch(caller);
+    }
+    let snapshot = caller.as_ref().and_then(|caller| caller.snapshot());
+    let mut first = BytesMut::with_capacity(4096);
+    let Some(opening) = open(worker, snapshot.as_deref(), &mut stream, &mut first, original).await else {
+        return;
+    };
+    let begun = Begun { worker: worker.clone(), caller, original, stream, first };
+    match snapshot {
+        None => begun.without_policy(opening).await,
+        Some(snapshot) => begun.routed(&snapshot, opening).await,
+    }
+}
+
+/// Reads how the connection begins. `None` if it is over: it broke, or a server spoke first and it was carried.
+async fn open(
+    worker: &Rc<Worker>,
+    snapshot: Option<&Snapshot>,
+    stream: &mut TcpStream,
+    first: &mut BytesMut,
+    original: OriginalDestination,
+) -> Option<Opening> {
+    let patience = worker.shared.limits.head;
+    let may_wait_for_server = snapshot.is_some_and(|snapshot| {
+        matches!(route_unknown(snapshot, original.0), Route::Pass | Route::Connection(_))
+    });
+    let first_patience = if may_wait_for_server { SILENCE } else { patience };
+    let opening = tls::peek(stream, first, first_patience).await.ok()?;
+    match opening {
+        Opening::Closed => None,
+        Opening::Silent if may_wait_for_server => passage::server_first(worker, stream, first, original).await,
+        Opening::Silent => None,
+        known => Some(known),
+    }
+}
+
+/// A connection whose first bytes have been read.
+struct Begun {
+    worker: Rc<Worker>,
+    caller: Option<Arc<CallerState>>,
+    original: OriginalDestination,
+    stream: TcpStream,
+    first: BytesMut,
+}
+
+impl Begun {
+    /// Nothing passes before the first policy is there: HTTP is told so, everything else is closed before a
+    /// certificate is shown.
+    async fn without_policy(self, opening: Opening) {
+        match opening {
+            Opening::Http1 | Opening::Http2 => self.requests_in_clear(&opening).await,
+            _ => {
+                let failure = Failure::new(Code::NoSnapshot, "no policy has been received yet");
+                self.worker.shared.metrics.failed(&failure);
+                passage::refuse(&self.worker, self.caller.as_deref(), None, self.original, &failure);
+                tls::close(self.stream).await;
+            }
+        }
+    }
+
+    async fn routed(mut self, snapshot: &Snapshot, opening: Opening) {
+        match opening {
+            Opening::Tls(hello) => {
+                let versions = tls::offered_versions(&hello);
+                let name = hello.sni.clone();
+                match route_tls(snapshot, name.as_ref(), self.original.0, !versions.is_empty()) {
+                    // A refusal is opened too where it can be, so that it can be read.
+                    Route::Requests | Route::Refuse(Code::NotCovered | Code::Blocked)
+                        if name.is_some() && !versions.is_empty() =>
+                    {
+                        if let Some(name) = name {
+                            self.requests_in_tls(snapshot, name, &versions).await;
+                        }
+                    }
+                    route => self.carried(route, name.map(|n| n.to_string()), "tls").await,
+                }
+            }
+            Opening::Http1 => {
+                let host = head::host(&mut self.stream, &mut self.first, self.worker.shared.limits.head).await;
+                match route_http(snapshot, host.as_ref(), self.original.0) {
+                    Route::Requests | Route::Refuse(_) => self.requests_in_clear(&Opening::Http1).await,
+                    route => self.carried(route, host.map(|h| h.to_string()), "http").await,
+                }
+            }
+            // Its names are in its requests, so it is read unless nothing could cover it.
+            Opening::Http2 => match route_http(snapshot, None, self.original.0) {
+                Route::Pass if !passage::may_be_covered(snapshot, self.original.0.port()) => {
+                    self.carried(Route::Pass, None, "http").await;
+                }
+                _ => self.requests_in_clear(&Opening::Http2).await,
+            },
+            Opening::Unknown | Opening::Silent | Opening::Closed => {
+                let route = route_unknown(snapshot, self.original.0);
+                self.carried(route, None, "tcp").await;
+            }
+        }
+    }
+
+    /// Carries the connection as such, or closes it.
+    async fn carried(self, route: Route, name: Option<String>, protocol: &'static str) {
+        let Self { worker, caller, original, stream, first } = self;
+        let Some(caller) = caller else { return };
+        passage::carry(&worker, &caller, route, passage::Passing { original, stream, first, name, protocol }).await;
+    }
+
+    async fn requests_in_clear(self, opening: &Opening) {
+        let version =
+            if matches!(opening, Opening::Http2) { HttpVersion::Http2 } else { HttpVersion::Http1 };
+        let channel = Channel { original: self.original.0, name: None, secure: false };
+        let connection = Connection { worker: self.worker, caller: self.caller, channel, version };
+        serve(Rc::new(connection), Rewind::new(self.first, self.stream)).await;
+    }
+
+    async fn requests_in_tls(self, snapshot: &Snapshot, name: model::HostName, offered: &[HttpVersion]) {
+        let version = self.version_to_offer(snapshot, &name, offered).await;
+        let opened =
+            self.worker.terminator.open(Rewind::new(self.first, self.stream), &name, version, now()).await;
+        let stream = match opened {
+            Ok(stream) => stream,
+            Err(failure) => {
+                self.worker.shared.metrics.failed(&failure);
+                tracing::warn!(stage = "tls", code = %failure.code, %name, "{failure}");
+                return;
+            }
+        };
+        let version = match stream.get_ref().1.alpn_protocol() {
+            Some(b"h2") => HttpVersion::Http2,
+            _ => HttpVersion::Http1,
+        };
+        let channel = Channel { original: self.original.0, name: Some(name), secure: true };
+        let connection = Connection { worker: self.worker, caller: self.caller, channel, version };
+        serve(Rc::new(connection), stream).await;
+    }
+
+    /// Of the versions that the application offers, the one that the destination speaks. Where that is not known the
+    /// upstream is dialled first; if it can't be reached the request will be told so.
+    async fn version_to_offer(
+        &self,
+        snapshot: &Snapshot,
+        name: &model::HostName,
+        offered: &[HttpVersion],
+    ) -> Option<HttpVersion> {
+        let fallback = offered.last().copied();
+        let (Some(destination), Some(caller)) =
+            (snapshot.cover(name, self.original.0.port()), self.caller.as_ref().and_then(|c| c.caller()))
+        else {
+            return fallback;
+        };
+        let key =
+            OriginKey::new(caller.id.clone(), name.clone(), self.original.0.port(), true, destination);
+        let origin = self.worker.pool.origin(key);
+        if let Some(known) = origin.version_for(offered, &destination.http_versions) {
+            return Some(known);
+        }
+        let sender = sender(&self.worker, &origin, destination, self.original);
+        match Box::pin(sender.learn()).await {
+            Ok(version) if offered.contains(&version) => Some(version),
+            Ok(_) => fallback,
+            Err(failure) => {
+                tracing::debug!(stage = "upstream", code = %failure.code, "{failure}");
+                fallback
+            }
+        }
+    }
+}
+
+async fn serve(
+    connection: Rc<Connection>,
+    io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+) {
+    match connection.version {
+        HttpVersion::Http1 => http1::serve(connection, io).await,
+        HttpVersion::Http2 => http2::serve(connection, io).await,
+    }
+}
+
+fn sender<'a>(
+    worker: &'a Worker,
+    origin: &'a Rc<Origin>,
+    destination: &'a Arc<Destination>,
+    original: OriginalDestination,
+) -> Sender<'a> {
+    Sender {
+        origin,
+        destination,
+        original,
+        resolver: &worker.resolver,
+        roots: &worker.shared.roots,
+        socket: &worker.shared.socket,
+        patience: worker.shared.limits.patience,
+        answer_patience: worker.shared.limits.answer,
+    }
+}
+
+/// Stages 3 to 9: one request, and its answer whatever happens.
+pub async fn exchange(connection: &Rc<Connection>, request: Request<Body>) -> Response<Body> {
+    let started = Instant::now();
+    let id = DecisionId(rand::random());
+    let (parts, body) = request.into_parts();
+    let response = match carry(connection, id, started, parts, body).await {
+        Ok(response) => response,
+        Err(refused) => refuse(connection, id, *refused),
+    };
+    connection.worker.shared.metrics.answered_after(started.elapsed().as_secs_f64());
+    response
+}
+
+/// A call that is not made, with what is known of it.
+struct Refused {
+    failure: Failure,
+    facts: Option<RequestFacts>,
+    method: String,
+    destination: Option<ResourceRef>,
+    decision: Option<Decision>,
+    /// Whether its intent is recorded already: then the outcome is too, and there is no refusal to record.
+    recorded: bool,
+}
+
+impl Refused {
+    fn before_judgement(failure: Failure, parts: &Parts) -> Box<Self> {
+        let method = parts.method.as_str().to_owned();
+        Box::new(Self { failure, facts: None, method, destination: None, decision: None, recorded: false })
+    }
+
+    fn of(failure: Failure, facts: &RequestFacts) -> Box<Self> {
+        let (facts, method) = (Some(facts.clone()), facts.method.clone());
+        Box::new(Self { failure, facts, method, destination: None, decision: None, recorded: false })
+    }
+
+    fn judged(mut self: Box<Self>, judged: &Judged) -> Box<Self> {
+        self.destination = Some(judged.destination.name.clone());
+        self.decision = Some(judged.decision.clone());
+        self
+    }
+}
+
+/// What policy says of one request, and under which snapshot.
+struct Judged {
+    snapshot: Arc<Snapshot>,
+    caller: Arc<Caller>,
+    destination: Arc<Destination>,
+    decision: Decision,
+}
+
+async fn carry(
+    connection: &Rc<Connection>,
+    id: DecisionId,
+    started: Instant,
+    mut parts: Parts,
+    body: Body,
+) -> Result<Response<Body>, Box<Refused>> {
+    // 3 protocol
+    let facts = facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
+    // 4 identity, 5 policy
+    let mut judged = judge(connection, &facts)?;
+    // 6 credential
+    let grant = arm(connection, &facts, id, &mut judged).await?;
+    let replay = Replay::of(&parts, &body, grant.as_deref());
+    // 7 rewrite
+    let edit = rewrite::edit(&judged.snapshot, &judged.destination, grant.as_deref());
+    let standing = rewrite::apply(&edit, &mut parts);
+    note_standing(connection, id, &judged, &standing);
+    // 9 audit: the intent
+    let open_call = intend(connection, id, &facts, &judged, grant.as_deref())?;
+    // 8 upstream
+    let act = Act { connection: connection.clone(), id, started, facts, judged, grant, open_call };
+    act.send(parts, body, replay).await
+}
+
+/// Stage 5: under the snapshot of this moment.
+fn judge(connection: &Connection, facts: &RequestFacts) -> Result<Judged, Box<Refused>> {
+    let state = connection.caller.as_ref().ok_or_else(|| {
+        Refused::of(Failure::new(Code::NoCaller, "the proxy has no attested caller"), facts)
+    })?;
+    let snapshot = state.snapshot().ok_or_else(|| {
+        Refused::of(Failure::new(Code::NoSnapshot, "no policy has been received yet"), facts)
+    })?;
+    let caller = state
+        .caller()
+        .ok_or_else(|| Refused::of(Failure::new(Code::NoCaller, "the workload is not attested"), facts))?;
+    let Some(destination) = snapshot.cover(&facts.host, facts.port).cloned() else {
+        return Err(Refused::of(not_covered(&snapshot, &caller, facts), facts));
+    };
+    if !connection.channel.secure && !destination.insecure {
+        let detail = format!("{} is covered by a policy; call it with https", facts.host);
+        let mut refused = Refused::of(Failure::new(Code::PlainHttp, detail), facts);
+        refused.destination = Some(destination.name.clone());
+        return Err(refused);
+    }
+    let decision = snapshot.decide(&Question {
+        caller: &caller,
+        destination: &destination,
+        request: facts,
+        now: now(),
+    });
+    let judged = Judged { snapshot, caller, destination, decision };
+    match &judged.decision.verdict {
+        Verdict::Allow { .. } => Ok(judged),
+        Verdict::Deny { code, reason } => {
+            Err(Refused::of(Failure::new(*code, reason.clone()), facts).judged(&judged))
+        }
+    }
+}
+
+fn not_covered(snapshot: &Snapshot, caller: &Caller, facts: &RequestFacts) -> Failure {
+    let host = &facts.host;
+    if let Route::Refuse(code @ Code::Blocked) = crate::policy::uncovered(snapshot) {
+        return Failure::new(code, format!("{} is blocked", caller.id.path()));
+    }
+    match snapshot.slice().egress {
+        Egress::Enforce => {
+            let detail = format!("no policy covers {host}:{} for {}", facts.port, caller.id.path());
+            Failure::new(Code::NotCovered, detail)
+        }
+        // The connection was opened when a policy still covered it, so it can't be carried untouched any more.
+        Egress::Observe => {
+            let detail = format!("no policy covers {host} any longer; open a new connection");
+            Failure::new(Code::Misdirected, detail)
+        }
+    }
+}
+
+/// Stage 6: the credential that the decision names, if it names one.
+///
+/// After every wait the request is judged again, under the snapshot that there is by then.
+async fn arm(
+    connection: &Connection,
+    facts: &RequestFacts,
+    id: DecisionId,
+    judged: &mut Judged,
+) -> Result<Option<Arc<Grant>>, Box<Refused>> {
+    let Some(state) = connection.caller.as_ref() else { return Ok(None) };
+    // Twice: once as it is now, once more if policy moved meanwhile.
+    for _ in 0..3 {
+        let Some(key) = key(judged).map_err(|f| Refused::of(f, facts).judged(judged))? else {
+            return Ok(None);
+        };
+        let version = judged.snapshot.version();
+        if let Some(grant) = state.credentials().cached(&key, version) {
+            return Ok(Some(grant));
+        }
+        let mut changed = state.changed();
+        let ask = Ask { request: facts, decision: id, version };
+        let got = state.credentials().get(&key, &ask).await;
+        if got.as_ref().is_err_and(|failure| failure.code == Code::PolicyMoved) {
+            let _ = tokio::time::timeout(CATCH_UP, changed.changed()).await;
+        }
+        *judged = judge(connection, facts)?;
+        match got {
+            Ok(grant) if judged.snapshot.version() == version && !state.is_revoked(&grant.id) => {
+                return Ok(Some(grant));
+            }
+            Ok(_) => {}
+            Err(failure) if failure.code == Code::PolicyMoved => {}
+            Err(failure) => return Err(Refused::of(failure, facts).judged(judged)),
+        }
+    }
+    let failure = Failure::new(Code::PolicyMoved, "policy kept changing while a credential was being made");
+    Err(Refused::of(failure, facts).judged(judged))
+}
+
+fn key(judged: &Judged) -> Result<Option<Key>, Failure> {
+    let Verdict::Allow { credential: Some(provider), .. } = &judged.decision.verdict else {
+        return Ok(None);
+    };
+    let face = judged.snapshot.provider(provider).ok_or_else(|| {
+        Failure::new(Code::PolicyError, format!("the policy names {provider}, which is not in its slice"))
+    })?;
+    Ok(Some(Key::new(judged.destination.name.clone(), face)))
+}
+
+/// Stage 9, first half: nothing goes out before this has been handed to the kernel.
+fn intend(
+    connection: &Connection,
+    id: DecisionId,
+    facts: &RequestFacts,
+    judged: &Judged,
+    grant: Option<&Grant>,
+) -> Result<Option<OpenCall>, Box<Refused>> {
+    let intent = Intent {
+        decision: id,
+        caller: judged.caller.id.clone(),
+        subject: None,
+        action: facts.action.as_str().to_owned(),
+        method: facts.method.clone(),
+        destination: judged.destination.name.clone(),
+        authority: format!("{}:{}", facts.host, facts.port),
+        path: facts.path.clone(),
+        policies: judged.decision.policies.clone(),
+        version: judged.decision.version,
+        provider: grant.map(|grant| grant.provider.clone()),
+        grant: grant.map(|grant| grant.id.clone()),
+        upstream: connection.channel.original.to_string(),
+    };
+    match connection.worker.shared.audit.intent(intent) {
+        Ok(open_call) => Ok(Some(open_call)),
+        // Only what carries no credential may go on unrecorded, and it is counted.
+        Err(_) if grant.is_none() => {
+            connection.worker.shared.metrics.unrecorded();
+            Ok(None)
+        }
+        Err(failure) => Err(Refused::of(failure, facts).judged(judged)),
+    }
+}
+
+fn note_standing(connection: &Connection, id: DecisionId, judged: &Judged, standing: &[rewrite::Removed]) {
+    for removed in standing {
+        connection.worker.shared.metrics.standing_credential();
+        let event = StandingCredential {
+            decision: id,
+            caller: judged.caller.id.clone(),
+            header: removed.header.clone(),
+            fingerprint: connection.caller.as_ref().map_or_else(String::new, |c| c.fingerprint(&removed.value)),
+        };
+        // The spool may be full; the call itself is then refused if it needs a credential.
+        let _ = connection.worker.shared.audit.write(What::StandingCredential(event));
+    }
+}
+
+/// A request that can be sent a second time: kept only if it has no body.
+struct Replay(Parts);
+
+impl Replay {
+    fn of(parts: &Parts, body: &Body, grant: Option<&Grant>) -> Option<Self> {
+        (grant.is_some() && body.is_end_stream()).then(|| Self(parts.clone()))
+    }
+}
+
+/// A call that is allowed, recorded, and about to be made.
+struct Act {
+    connection: Rc<Connection>,
+    id: DecisionId,
+    started: Instant,
+    facts: RequestFacts,
+    judged: Judged,
+    grant: Option<Arc<Grant>>,
+    open_call: Option<OpenCall>,
+}
+
+impl Act {
+    /// Stage 8, with one more try if the upstream does not take our credential.
+    async fn send(
+        mut self,
+        parts: Parts,
+        body: Body,
+        replay: Option<Replay>,
+    ) -> Result<Response<Body>, Box<Refused>> {
+        let open = Rc::new(Open::default());
+        let registration = self.connection.worker.register.enter(
+            open.clone(),
+            self.judged.decision.valid_until,
+            self.judge_again(),
+        );
+        let request = Request::from_parts(parts, Guarded::up(body, open.clone()));
+        let mut response = self.dispatch(&open, request).await?;
+        if response.status() == StatusCode::UNAUTHORIZED
+            && let Some(replay) = replay
+            && let Some(second) = self.second_try(&open, replay).await
+        {
+            response = second;
+        }
+        Ok(self.finish(open, registration, response))
+    }
+
+    async fn dispatch(&mut self, open: &Rc<Open>, request: Request<Body>) -> Result<Response<Body>, Box<Refused>> {
+        let worker = &self.connection.worker;
+        let channel = &self.connection.channel;
+        let (caller, host) = (self.judged.caller.id.clone(), self.facts.host.clone());
+        let key = OriginKey::new(caller, host, self.facts.port, channel.secure, &self.judged.destination);
+        let origin = worker.pool.origin(key);
+        let sender = sender(worker, &origin, &self.judged.destination, OriginalDestination(channel.original));
+        let sent = open.unless_cut(sender.send(request, self.connection.version)).await;
+        match sent {
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(failed)) => Err(self.failed(failed.failure, open, CallResult::Failed)),
+            Err(code) => {
+                let failure = Failure::new(code, "the call was stopped: it is no longer allowed");
+                Err(self.failed(failure, open, CallResult::Cut))
+            }
+        }
+    }
+
+    /// The upstream did not take our credential: drop it, get another, try once; at most once a minute for each.
+    async fn second_try(&mut self, open: &Rc<Open>, replay: Replay) -> Option<Response<Body>> {
+        let state = self.connection.caller.clone()?;
+        let refused = self.grant.clone()?;
+        if !state.credentials().may_replace(&refused) {
+            return None;
+        }
+        state.credentials().drop_grant(&refused.id);
+        let connection = self.connection.clone();
+        let grant = arm(&connection, &self.facts, self.id, &mut self.judged).await.ok()??;
+        let mut parts = replay.0;
+        let edit = rewrite::edit(&self.judged.snapshot, &self.judged.destination, Some(&grant));
+        let _ = rewrite::apply(&edit, &mut parts);
+        let second = intend(&connection, self.id, &self.facts, &self.judged, Some(&grant)).ok()?;
+        self.close(CallResult::Completed, Some(StatusCode::UNAUTHORIZED.as_u16()), None, (0, 0));
+        self.grant = Some(grant);
+        self.open_call = second;
+        Box::pin(self.dispatch(open, Request::from_parts(parts, Body::Empty))).await.ok()
+    }
+
+    /// Judges this exchange again, for as long as it is open.
+    fn judge_again(&self) -> crate::exchange::Judge {
+        let connection = self.connection.clone();
+        let facts = self.facts.clone();
+        let grant = self.grant.as_ref().map(|grant| grant.id.clone());
+        Box::new(move |_| {
+            let judged = judge(&connection, &facts).map_err(|refused| refused.failure)?;
+            let revoked = grant.as_ref().is_some_and(|grant| {
+                connection.caller.as_ref().is_some_and(|caller| caller.is_revoked(grant))
+            });
+            if revoked {
+                return Err(Failure::new(Code::Blocked, "the credential of this call was revoked"));
+            }
+            Ok(judged.decision.valid_until)
+        })
+    }
+
+    /// Hands the answer over; the outcome is recorded at the end of its body.
+    fn finish(
+        mut self,
+        open: Rc<Open>,
+        registration: crate::exchange::Registration,
+        response: Response<Body>,
+    ) -> Response<Body> {
+        let (mut parts, body) = response.into_parts();
+        protocols::http::strip_hop_by_hop(&mut parts.headers);
+        let status = parts.status.as_u16();
+        if body.is_end_stream() {
+            self.close(CallResult::Completed, Some(status), None, open.bytes());
+            self.connection.worker.shared.metrics.completed();
+            return Response::from_parts(parts, Body::Empty);
+        }
+        let watched = open.clone();
+        let on_end = Box::new(move |end: End<'_>| {
+            let (result, code) = match end {
+                End::Complete => (CallResult::Completed, None),
+                End::Broken(BodyError::Cut) => (CallResult::Cut, watched.cut_by()),
+                End::Broken(_) => (CallResult::Failed, Some(Code::UpstreamBadAnswer)),
+                End::Dropped => (CallResult::Aborted, None),
+            };
+            let metrics = self.connection.worker.shared.metrics.clone();
+            match code {
+                Some(code) => metrics.cut(code),
+                None => metrics.completed(),
+            }
+            self.close(result, Some(status), code, watched.bytes());
+            drop(registration);
+        });
+        Response::from_parts(parts, Guarded::down(body, open, on_end))
+    }
+
+    fn failed(&mut self, failure: Failure, open: &Open, result: CallResult) -> Box<Refused> {
+        self.close(result, None, Some(failure.code), open.bytes());
+        let mut refused = Refused::of(failure, &self.facts).judged(&self.judged);
+        refused.recorded = true;
+        refused
+    }
+
+    /// Stage 9, second half.
+    fn close(&mut self, result: CallResult, status: Option<u16>, code: Option<Code>, bytes: (u64, u64)) {
+        if let Some(open_call) = self.open_call.take() {
+            open_call.finish(Outcome {
+                decision: self.id,
+                result,
+                status,
+                code,
+                bytes_up: bytes.0,
+                bytes_down: bytes.1,
+                duration_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            });
+        }
+    }
+}
+
+/// Records a request that could not be read.
+pub fn refuse_unread(connection: &Connection, id: DecisionId, failure: &Failure) {
+    let failure = Failure::new(failure.code, failure.detail.clone());
+    let nothing = Refused { failure, facts: None, method: String::new(), destination: None, decision: None, recorded: false };
+    let _ = refuse(connection, id, nothing);
+}
+
+/// Records a call that is not made, and says why.
+fn refuse(connection: &Connection, id: DecisionId, refused: Refused) -> Response<Body> {
+    let Refused { failure, facts, method, destination, decision, recorded } = refused;
+    connection.worker.shared.metrics.failed(&failure);
+    tracing::info!(stage = failure.code.stage().as_str(), code = %failure.code, decision = %id, cause = ?failure.cause, "{failure}");
+    let nearest: Vec<NearMiss> = decision.as_ref().map(|d| d.nearest.clone()).unwrap_or_default();
+    if !recorded {
+        let authority = match &facts {
+            Some(facts) => format!("{}:{}", facts.host, facts.port),
+            None => connection.channel.original.to_string(),
+        };
+        let event = Refusal {
+            decision: id,
+            caller: connection.caller.as_ref().and_then(|c| c.caller()).map(|c| c.id.clone()),
+            action: "http".to_owned(),
+            method,
+            destination,
+            authority,
+            path: facts.map(|facts| facts.path).unwrap_or_default(),
+            code: failure.code,
+            detail: failure.detail.clone(),
+            policies: decision.as_ref().map(|d| d.policies.clone()).unwrap_or_default(),
+            nearest: nearest.clone(),
+            version: decision.as_ref().map(|d| d.version),
+        };
+        if let Err(unrecorded) = connection.worker.shared.audit.write(What::Refusal(event)) {
+            tracing::warn!(stage = "audit", code = %unrecorded.code, "a refusal could not be recorded: {unrecorded}");
+        }
+    }
+    answer::answer(&failure, id, &nearest)
+}

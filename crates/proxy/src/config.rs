@@ -1,0 +1,236 @@
+//! Settings of the proxy, each declared once: flag, environment variable and configuration key have one name.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The data plane: catches a workload's outbound calls, proves what it is, and puts in a credential made for the call.
+///
+/// Examples:
+///   countersign-proxy capture install --proxy-uid 1337
+///   countersign-proxy serve --control https://control:8440 --control-ca ca.pem --evidence-token /var/run/token
+#[derive(Debug, Parser)]
+#[command(name = "countersign-proxy", version, verbatim_doc_comment, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "parsed once, at start")]
+pub enum Command {
+    /// Carry the workload's calls.
+    Serve(Settings),
+    /// Install, show or remove the redirect.
+    #[command(subcommand)]
+    Capture(Capture),
+    /// Print the table of settings as Markdown.
+    #[command(hide = true)]
+    Reference,
+}
+
+/// Settings of `serve`.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// Configuration file (YAML); its keys are the names of these flags.
+    #[arg(long, env = "COUNTERSIGN_PROXY_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// The instance's directory: its CA, the channel's key, the last policy. Must be readable by this UID alone; in a
+    /// pod, a memory-backed volume that no other container mounts.
+    #[arg(long, env = "COUNTERSIGN_PROXY_STATE", value_name = "DIR", default_value = "/run/countersign/proxy")]
+    pub state: PathBuf,
+
+    /// Directory of the audit spool, on disk.
+    #[arg(long, env = "COUNTERSIGN_PROXY_SPOOL", value_name = "DIR", default_value = "/var/lib/countersign/spool")]
+    pub spool: PathBuf,
+
+    /// Most that the audit spool may hold, in MiB.
+    #[arg(long, env = "COUNTERSIGN_PROXY_SPOOL_MAX_MIB", value_name = "MIB", default_value_t = 64)]
+    pub spool_max_mib: u64,
+
+    /// What to do with a call that needs a credential while the audit spool is full.
+    #[arg(long, env = "COUNTERSIGN_PROXY_AUDIT_ON_FULL", value_enum, default_value_t = OnFull::Refuse)]
+    pub audit_on_full: OnFull,
+
+    /// URL of the control plane.
+    #[arg(long, env = "COUNTERSIGN_PROXY_CONTROL", value_name = "URL")]
+    pub control: String,
+
+    /// The control plane's root certificate (PEM).
+    #[arg(long, env = "COUNTERSIGN_PROXY_CONTROL_CA", value_name = "FILE", required_unless_present = "control_fingerprint")]
+    pub control_ca: Option<PathBuf>,
+
+    /// Fingerprint of the control plane's root key, instead of its certificate: sha256:HEX.
+    #[arg(long, env = "COUNTERSIGN_PROXY_CONTROL_FINGERPRINT", value_name = "sha256:HEX")]
+    pub control_fingerprint: Option<String>,
+
+    /// File with the token that proves the workload; read anew for each attestation.
+    #[arg(long, env = "COUNTERSIGN_PROXY_EVIDENCE_TOKEN", value_name = "FILE")]
+    pub evidence_token: PathBuf,
+
+    /// What kind of evidence the token is.
+    #[arg(long, env = "COUNTERSIGN_PROXY_EVIDENCE_KIND", value_enum, default_value_t = EvidenceKind::Kubernetes)]
+    pub evidence_kind: EvidenceKind,
+
+    /// Port to which the redirect sends, on 127.0.0.1 and ::1.
+    #[arg(long, env = "COUNTERSIGN_PROXY_LISTEN_PORT", value_name = "PORT", default_value_t = 15001)]
+    pub listen_port: u16,
+
+    /// Mark on the proxy's own sockets (SO_MARK), where it may set one; else its UID exempts it from the redirect.
+    #[arg(long, env = "COUNTERSIGN_PROXY_MARK", value_name = "N")]
+    pub mark: Option<u32>,
+
+    /// Where to write the trust bundle for the application (PEM).
+    #[arg(long, env = "COUNTERSIGN_PROXY_BUNDLE", value_name = "FILE", default_value = "/run/countersign/trust/ca-bundle.pem")]
+    pub bundle: PathBuf,
+
+    /// More roots (PEM) for upstreams, beside the system's.
+    #[arg(long, env = "COUNTERSIGN_PROXY_ROOTS", value_name = "FILE")]
+    pub roots: Option<PathBuf>,
+
+    /// Address of health and metrics: /livez, /readyz, /metrics.
+    #[arg(long, env = "COUNTERSIGN_PROXY_HEALTH", value_name = "ADDR", default_value = "127.0.0.1:15020")]
+    pub health: SocketAddr,
+
+    /// Threads that carry calls; 0 for one per core.
+    #[arg(long, env = "COUNTERSIGN_PROXY_WORKERS", value_name = "N", default_value_t = 1)]
+    pub workers: usize,
+
+    /// Connections at a time, on each worker.
+    #[arg(long, env = "COUNTERSIGN_PROXY_MAX_CONNECTIONS", value_name = "N", default_value_t = 10_000)]
+    pub max_connections: usize,
+
+    /// Streams at a time on one HTTP/2 connection of the application.
+    #[arg(long, env = "COUNTERSIGN_PROXY_MAX_STREAMS", value_name = "N", default_value_t = 200)]
+    pub max_streams: u32,
+
+    /// Largest head of a request, in KiB.
+    #[arg(long, env = "COUNTERSIGN_PROXY_MAX_HEADER_KIB", value_name = "KIB", default_value_t = 64)]
+    pub max_header_kib: usize,
+
+    /// Seconds for connecting to an upstream, and for its handshake.
+    #[arg(long, env = "COUNTERSIGN_PROXY_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 10)]
+    pub connect_timeout: u64,
+
+    /// Seconds for the head of an upstream's answer.
+    #[arg(long, env = "COUNTERSIGN_PROXY_ANSWER_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
+    pub answer_timeout: u64,
+
+    /// Seconds for the head of a request.
+    #[arg(long, env = "COUNTERSIGN_PROXY_HEADER_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
+    pub header_timeout: u64,
+
+    /// Seconds that open calls get when the proxy is told to stop.
+    #[arg(long, env = "COUNTERSIGN_PROXY_DRAIN", value_name = "SECONDS", default_value_t = 30)]
+    pub drain: u64,
+
+    /// What is logged: a level, or directives such as `info,proxy::session=debug`.
+    #[arg(long, env = "COUNTERSIGN_PROXY_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// How it is logged.
+    #[arg(long, env = "COUNTERSIGN_PROXY_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
+    pub log_format: LogFormat,
+}
+
+/// What happens when an event can't be recorded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnFull {
+    /// The call is refused with CS9001.
+    Refuse,
+    /// The call goes on; the gap is itself a numbered event.
+    Drop,
+}
+
+/// The kinds of evidence that a proxy can gather.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EvidenceKind {
+    /// A projected service-account token.
+    Kubernetes,
+    /// An OIDC token of a CI job or another issuer.
+    Oidc,
+}
+
+impl EvidenceKind {
+    /// As it goes over the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Kubernetes => "kubernetes",
+            Self::Oidc => "oidc",
+        }
+    }
+}
+
+/// How lines are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}
+
+/// What can be done with the redirect.
+#[derive(Debug, Subcommand)]
+pub enum Capture {
+    /// Install the rules, in place of older ones, in one step.
+    Install(Redirect),
+    /// Remove the rules.
+    Remove,
+    /// Print the rules that are installed.
+    Show,
+    /// Print the rules that `install` would install.
+    Print(Redirect),
+}
+
+/// What is redirected, and what not.
+#[derive(Clone, Debug, Args)]
+pub struct Redirect {
+    /// Port of the proxy.
+    #[arg(long, value_name = "PORT", default_value_t = 15001)]
+    pub proxy_port: u16,
+
+    /// UID of the proxy: its own connections are not redirected.
+    #[arg(long, value_name = "UID", required_unless_present = "proxy_mark")]
+    pub proxy_uid: Option<u32>,
+
+    /// Mark of the proxy's sockets, where it may set one: they are not redirected.
+    #[arg(long, value_name = "N")]
+    pub proxy_mark: Option<u32>,
+
+    /// Networks that are not redirected.
+    #[arg(long, value_name = "CIDR")]
+    pub exclude_cidr: Vec<ipnet::IpNet>,
+
+    /// Networks that are redirected, instead of all.
+    #[arg(long, value_name = "CIDR")]
+    pub include_cidr: Vec<ipnet::IpNet>,
+
+    /// Ports that are not redirected.
+    #[arg(long, value_name = "PORT")]
+    pub exclude_port: Vec<u16>,
+
+    /// Ports that are redirected, instead of all.
+    #[arg(long, value_name = "PORT")]
+    pub include_port: Vec<u16>,
+
+    /// UIDs whose connections are not redirected.
+    #[arg(long, value_name = "UID")]
+    pub exclude_uid: Vec<u32>,
+}
+
+impl Settings {
+    /// Time for the head of a request.
+    #[must_use]
+    pub const fn head_patience(&self) -> Duration {
+        Duration::from_secs(self.header_timeout)
+    }
+}

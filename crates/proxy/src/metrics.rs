@@ -1,0 +1,112 @@
+//! What the data path counts. Labels come from closed sets: codes, stages, outcomes; never a name that somebody else chose.
+
+use model::{Code, Failure};
+use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+
+/// Counters of the data path.
+#[derive(Clone)]
+pub struct Metrics {
+    /// Connections of the application that are open.
+    pub connections: IntGauge,
+    connections_refused: IntCounter,
+    calls: IntCounterVec,
+    failures: IntCounterVec,
+    passed: IntCounter,
+    unrecorded: IntCounter,
+    standing: IntCounter,
+    duration: Histogram,
+}
+
+impl Metrics {
+    /// Registers all of them.
+    ///
+    /// # Errors
+    /// If one is registered already.
+    pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
+        let metrics = Self {
+            connections: IntGauge::new("countersign_connections", "Open connections of the application.")?,
+            connections_refused: IntCounter::new(
+                "countersign_connections_refused_total",
+                "Connections closed because the proxy was at its limit.",
+            )?,
+            calls: IntCounterVec::new(
+                Opts::new("countersign_calls_total", "Calls that were answered, by how they ended."),
+                &["result"],
+            )?,
+            failures: IntCounterVec::new(
+                Opts::new("countersign_failures_total", "Refusals and failures, by stage and code."),
+                &["stage", "code"],
+            )?,
+            passed: IntCounter::new(
+                "countersign_connections_passed_total",
+                "Connections that passed untouched.",
+            )?,
+            unrecorded: IntCounter::new(
+                "countersign_audit_unrecorded_total",
+                "Calls without a credential that went on although the audit spool was full.",
+            )?,
+            standing: IntCounter::new(
+                "countersign_standing_credentials_total",
+                "Values of the application's own in headers that the proxy owns.",
+            )?,
+            duration: Histogram::with_opts(
+                HistogramOpts::new("countersign_call_seconds", "From a request's arrival to its answer's head.")
+                    .buckets(prometheus::exponential_buckets(0.000_25, 2.0, 16)?),
+            )?,
+        };
+        registry.register(Box::new(metrics.connections.clone()))?;
+        registry.register(Box::new(metrics.connections_refused.clone()))?;
+        registry.register(Box::new(metrics.calls.clone()))?;
+        registry.register(Box::new(metrics.failures.clone()))?;
+        registry.register(Box::new(metrics.passed.clone()))?;
+        registry.register(Box::new(metrics.unrecorded.clone()))?;
+        registry.register(Box::new(metrics.standing.clone()))?;
+        registry.register(Box::new(metrics.duration.clone()))?;
+        Ok(metrics)
+    }
+
+    /// A call ended with an answer of the upstream.
+    pub fn completed(&self) {
+        self.calls.with_label_values(&["completed"]).inc();
+    }
+
+    /// A call was cut by us.
+    pub fn cut(&self, code: Code) {
+        self.calls.with_label_values(&["cut"]).inc();
+        self.count(code);
+    }
+
+    /// A refusal or a failure.
+    pub fn failed(&self, failure: &Failure) {
+        self.count(failure.code);
+    }
+
+    fn count(&self, code: Code) {
+        self.failures.with_label_values(&[code.stage().as_str(), code.as_str()]).inc();
+    }
+
+    /// An answer's head was sent this long after its request came.
+    pub fn answered_after(&self, seconds: f64) {
+        self.duration.observe(seconds);
+    }
+
+    /// A connection was closed because of the limit.
+    pub fn connection_refused(&self) {
+        self.connections_refused.inc();
+    }
+
+    /// A connection passed untouched.
+    pub fn passed(&self) {
+        self.passed.inc();
+    }
+
+    /// A call without a credential went on unrecorded.
+    pub fn unrecorded(&self) {
+        self.unrecorded.inc();
+    }
+
+    /// The application sent a credential of its own in a header that we own.
+    pub fn standing_credential(&self) {
+        self.standing.inc();
+    }
+}

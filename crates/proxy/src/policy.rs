@@ -1,0 +1,89 @@
+//! Stage 5, policy: may it, with what?
+//!
+//! The evaluator is the `policy` crate's, the same as in the control plane; here is what a connection does with it:
+//! where it goes before any request is read.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use model::destination::{Protocol, TlsMode};
+use model::slice::{Block, BlockTarget, Egress};
+use model::{Code, Destination, HostName};
+use policy::Snapshot;
+
+/// What is done with a connection, once its first bytes are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// Its requests are read and judged one by one.
+    Requests,
+    /// A policy covers it, but only as a connection: judged once, then carried untouched.
+    Connection(Arc<Destination>),
+    /// No policy covers it: carried untouched to where the application dialled.
+    Pass,
+    /// Not carried. HTTP, and TLS that can be opened, get an answer with this code; the rest is closed.
+    Refuse(Code),
+}
+
+/// Where a TLS connection goes.
+///
+/// `speaks_http` is whether the application offers a version of HTTP at all (ALPN).
+pub fn route_tls(
+    snapshot: &Snapshot,
+    name: Option<&HostName>,
+    original: SocketAddr,
+    speaks_http: bool,
+) -> Route {
+    let covering = match name {
+        Some(name) => snapshot.cover(name, original.port()),
+        None => snapshot.cover_address(original.ip(), original.port()),
+    };
+    match covering {
+        Some(destination) if is_connection_only(destination) => Route::Connection(destination.clone()),
+        // Without a name there is nothing to make a leaf for; another protocol is not ours to speak.
+        Some(_) if name.is_none() || !speaks_http => Route::Refuse(Code::UnknownProtocol),
+        Some(_) => Route::Requests,
+        None => uncovered(snapshot),
+    }
+}
+
+/// Where a connection goes that is neither TLS nor HTTP, or whose application waits for the server to speak.
+pub fn route_unknown(snapshot: &Snapshot, original: SocketAddr) -> Route {
+    match snapshot.cover_address(original.ip(), original.port()) {
+        Some(destination) if destination.protocol == Protocol::Tcp => {
+            Route::Connection(destination.clone())
+        }
+        Some(_) => Route::Refuse(Code::UnknownProtocol),
+        None => uncovered(snapshot),
+    }
+}
+
+/// Where a plain HTTP connection goes, by the host of its first request.
+pub fn route_http(snapshot: &Snapshot, host: Option<&HostName>, original: SocketAddr) -> Route {
+    let covering = host
+        .and_then(|host| snapshot.cover(host, original.port()))
+        .or_else(|| snapshot.cover_address(original.ip(), original.port()));
+    match covering {
+        Some(destination) if destination.protocol == Protocol::Tcp => {
+            Route::Connection(destination.clone())
+        }
+        // Whether the clear is allowed is judged with each request.
+        Some(_) => Route::Requests,
+        None => uncovered(snapshot),
+    }
+}
+
+fn is_connection_only(destination: &Destination) -> bool {
+    destination.tls == TlsMode::Passthrough || destination.protocol == Protocol::Tcp
+}
+
+/// What happens to a call that no policy covers.
+pub fn uncovered(snapshot: &Snapshot) -> Route {
+    let blocked = |block: &Block| matches!(block.target, BlockTarget::Workload(_) | BlockTarget::Everything);
+    if snapshot.slice().blocks.iter().any(blocked) {
+        return Route::Refuse(Code::Blocked);
+    }
+    match snapshot.slice().egress {
+        Egress::Observe => Route::Pass,
+        Egress::Enforce => Route::Refuse(Code::NotCovered),
+    }
+}

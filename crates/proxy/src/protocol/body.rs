@@ -1,0 +1,172 @@
+//! One body type for both versions of HTTP and both directions: streamed, never buffered.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+/// A message body on its way through.
+pub enum Body {
+    /// Nothing.
+    Empty,
+    /// An answer of ours.
+    Full(Bytes),
+    /// From an HTTP/1 peer.
+    Http1(hyper::body::Incoming),
+    /// From an HTTP/2 peer.
+    Http2(Http2Body),
+    /// One of the above with whoever watches it.
+    Watched(Box<dyn WatchedBody>),
+}
+
+/// A body that does something besides carrying bytes: counts, gives a connection back, can be cut.
+pub trait WatchedBody {
+    /// As [`HttpBody::poll_frame`].
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>>;
+    /// As [`HttpBody::is_end_stream`].
+    fn is_end_stream(&self) -> bool;
+    /// As [`HttpBody::size_hint`].
+    fn size_hint(&self) -> SizeHint;
+}
+
+/// Why a body ended before its end. Carried to the other side as a reset or a truncated message, never as an end.
+#[derive(Debug)]
+pub enum BodyError {
+    /// An HTTP/1 peer broke off.
+    Http1(hyper::Error),
+    /// An HTTP/2 peer reset the stream, or its connection ended.
+    Http2(h2::Error),
+    /// Cut by us: the exchange's authority has ended.
+    Cut,
+}
+
+impl BodyError {
+    /// The reset code to carry across, where the cause has one (RFC 9113 §7).
+    pub fn reason(&self) -> h2::Reason {
+        match self {
+            Self::Http2(error) => error.reason().unwrap_or(h2::Reason::INTERNAL_ERROR),
+            Self::Http1(_) => h2::Reason::INTERNAL_ERROR,
+            Self::Cut => h2::Reason::CANCEL,
+        }
+    }
+}
+
+impl fmt::Display for BodyError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Http1(error) => write!(f, "body broke off: {error}"),
+            Self::Http2(error) => write!(f, "body broke off: {error}"),
+            Self::Cut => f.write_str("body cut: the call is no longer allowed"),
+        }
+    }
+}
+
+impl std::error::Error for BodyError {}
+
+impl Body {
+    /// Takes a body as hyper gives it.
+    pub fn from_http1(incoming: hyper::body::Incoming) -> Self {
+        if incoming.is_end_stream() { Self::Empty } else { Self::Http1(incoming) }
+    }
+
+    /// Takes a body as h2 gives it.
+    pub fn from_http2(stream: h2::RecvStream) -> Self {
+        if stream.is_end_stream() { Self::Empty } else { Self::Http2(Http2Body::new(stream)) }
+    }
+}
+
+impl HttpBody for Body {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut *self {
+            Self::Empty => Poll::Ready(None),
+            Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
+            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Http1(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::Http1),
+            Self::Http2(body) => body.poll_frame(cx),
+            Self::Watched(body) => body.poll_frame(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Empty => true,
+            Self::Full(bytes) => bytes.is_empty(),
+            Self::Http1(incoming) => incoming.is_end_stream(),
+            Self::Http2(body) => body.is_end_stream(),
+            Self::Watched(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Empty => SizeHint::with_exact(0),
+            Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
+            Self::Http1(incoming) => incoming.size_hint(),
+            Self::Http2(body) => body.size_hint(),
+            Self::Watched(body) => body.size_hint(),
+        }
+    }
+}
+
+/// The receiving half of an HTTP/2 stream.
+///
+/// Flow-control window is given back only when the next frame is asked for, that is when the one before has been
+/// taken by the other side: this is what carries back-pressure across.
+pub struct Http2Body {
+    stream: h2::RecvStream,
+    taken: usize,
+    data_done: bool,
+}
+
+impl Http2Body {
+    fn new(stream: h2::RecvStream) -> Self {
+        Self { stream, taken: 0, data_done: false }
+    }
+
+    fn release(&mut self) {
+        if self.taken > 0 {
+            // Fails only if more is released than was received, which the bookkeeping here excludes.
+            let _ = self.stream.flow_control().release_capacity(self.taken);
+            self.taken = 0;
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.release();
+        if !self.data_done {
+            match ready!(self.stream.poll_data(cx)) {
+                Some(Ok(data)) => {
+                    self.taken = data.len();
+                    return Poll::Ready(Some(Ok(Frame::data(data))));
+                }
+                // A peer that answered in full may reset with NO_ERROR to say that it needs no more of the request
+                // (RFC 9113 §8.1): not an error of the message.
+                Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {
+                    return Poll::Ready(None);
+                }
+                Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::Http2(error)))),
+                None => self.data_done = true,
+            }
+        }
+        let trailers: Option<HeaderMap> =
+            ready!(self.stream.poll_trailers(cx)).map_err(BodyError::Http2)?;
+        Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        SizeHint::default()
+    }
+}

@@ -1,0 +1,77 @@
+//! HTTP/1 on the application's side: hyper, with its edges ours.
+
+use std::convert::Infallible;
+use std::rc::Rc;
+
+use http::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use model::{Code, DecisionId, Failure};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use super::Body;
+use super::own_answer::OwnAnswer;
+use crate::answer;
+use crate::call::{self, Connection};
+
+/// Serves the requests of one connection, one after the other.
+pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+    let limits = connection.worker.shared.limits;
+    let drain = connection.worker.shared.drain.clone();
+    let (io, held) = OwnAnswer::new(io);
+    let serving = connection.clone();
+    let service = service_fn(move |request: Request<Incoming>| {
+        let connection = serving.clone();
+        async move {
+            let request = request.map(Body::from_http1);
+            Ok::<_, Infallible>(call::exchange(&connection, request).await)
+        }
+    });
+    let mut served = Builder::new()
+        .preserve_header_case(true)
+        .auto_date_header(false)
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.head)
+        .max_buf_size(limits.head_bytes)
+        .serve_connection(TokioIo::new(io), service);
+    let ended = {
+        let mut draining = std::pin::pin!(drain.started());
+        let mut told = false;
+        std::future::poll_fn(|cx| {
+            if !told && draining.as_mut().poll(cx).is_ready() {
+                told = true;
+                std::pin::Pin::new(&mut served).graceful_shutdown();
+            }
+            served.poll_without_shutdown(cx)
+        })
+        .await
+    };
+    let mut io = served.into_parts().io.into_inner();
+    if let Err(error) = ended {
+        tracing::debug!(stage = "protocol", %error, "the application's connection ended");
+        if let Some(failure) = held.is_refusal().then(|| unreadable(&error)) {
+            let bytes = refuse(&connection, &failure);
+            held.discard();
+            let _ = io.write_all(&bytes).await;
+        }
+    }
+    let _ = io.shutdown().await;
+}
+
+/// What was wrong with a request that never became one.
+fn unreadable(error: &hyper::Error) -> Failure {
+    if error.is_parse_too_large() {
+        Failure::new(Code::HeaderTooLarge, "the request's header has too many fields or bytes").because(error.to_string())
+    } else {
+        Failure::new(Code::MalformedRequest, "the request is not valid HTTP/1.1").because(error.to_string())
+    }
+}
+
+/// Records the refusal and renders its answer.
+fn refuse(connection: &Connection, failure: &Failure) -> Vec<u8> {
+    let id = DecisionId(rand::random());
+    call::refuse_unread(connection, id, failure);
+    answer::as_http1(&answer::answer(failure, id, &[]))
+}

@@ -1,0 +1,96 @@
+//! HTTP/2 on the application's side: h2 itself, with each exchange in the connection's own task.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use h2::server::SendResponse;
+use h2::RecvStream;
+use http::{Request, Response, header};
+use http_body::Body as _;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::pump::{Stopped, pump};
+use super::Body;
+use crate::call::{self, Connection};
+
+/// Windows towards applications, for one stream and for a connection.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Serves the streams of one connection until it ends.
+pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Unpin) {
+    let limits = connection.worker.shared.limits;
+    let handshake = h2::server::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .handshake::<_, Bytes>(io);
+    let mut server = match tokio::time::timeout(limits.head, handshake).await {
+        Ok(Ok(server)) => server,
+        Ok(Err(error)) => {
+            tracing::debug!(stage = "protocol", %error, "the application's HTTP/2 did not begin");
+            return;
+        }
+        Err(_) => return,
+    };
+    let drain = connection.worker.shared.drain.clone();
+    let mut draining = std::pin::pin!(drain.started());
+    let mut told = false;
+    let mut exchanges = FuturesUnordered::new();
+    loop {
+        let accepted = poll_fn(|cx| {
+            if !told && draining.as_mut().poll(cx).is_ready() {
+                told = true;
+                server.graceful_shutdown();
+            }
+            // Exchanges first: what they write goes out with the accept that follows.
+            while let Poll::Ready(Some(())) = exchanges.poll_next_unpin(cx) {}
+            server.poll_accept(cx)
+        })
+        .await;
+        match accepted {
+            Some(Ok((request, respond))) => exchanges.push(stream(connection.clone(), request, respond)),
+            Some(Err(error)) => {
+                tracing::debug!(stage = "protocol", %error, "the application's connection ended");
+                return;
+            }
+            None => return,
+        }
+    }
+}
+
+/// One stream: a request, its answer, and the answer's body.
+async fn stream(connection: Rc<Connection>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let answered = {
+        let mut exchange = std::pin::pin!(call::exchange(&connection, request.map(Body::from_http2)));
+        // An application that gives up takes its request with it: dropping the exchange resets the upstream's stream.
+        poll_fn(|cx| match respond.poll_reset(cx) {
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending => exchange.as_mut().poll(cx).map(Some),
+        })
+        .await
+    };
+    let Some(response) = answered else { return };
+    if let Err(stopped) = send(response, respond).await {
+        tracing::debug!(stage = "protocol", ?stopped, "an answer stopped before its end");
+    }
+}
+
+async fn send(response: Response<Body>, mut respond: SendResponse<Bytes>) -> Result<(), Stopped> {
+    let (mut parts, body) = response.into_parts();
+    // Connection-specific fields make a message malformed here (RFC 9113 §8.2.2).
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
+        parts.headers.remove(name);
+    }
+    parts.version = http::Version::HTTP_2;
+    let ended = body.is_end_stream();
+    let sink = respond.send_response(Response::from_parts(parts, ()), ended).map_err(Stopped::Sink)?;
+    if ended {
+        return Ok(());
+    }
+    pump(body, sink).await
+}

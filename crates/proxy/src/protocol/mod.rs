@@ -1,0 +1,15 @@
+//! Stage 3, protocol: what is being asked?
+//!
+//! Bytes become requests here, of either version of HTTP, and answers become bytes again. What a request is judged
+//! by is made in one place, [`facts`], for both versions.
+
+pub mod body;
+pub mod facts;
+pub mod head;
+pub mod http1;
+pub mod http2;
+mod own_answer;
+pub mod pump;
+pub mod rewind;
+
+pub use body::{Body, BodyError};

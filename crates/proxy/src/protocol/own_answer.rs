@@ -1,0 +1,141 @@
+//! Holds back the bare `400` and `431` that hyper writes by itself to a request that it can't read, so that ours, with
+//! its code and its reason, is written instead.
+//!
+//! hyper has no hook for this. It writes such an answer only just before it ends the connection with an error; what
+//! looks like one and is not followed by that error is let through unchanged.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+const AUTOMATIC: [&[u8]; 2] =
+    [b"HTTP/1.1 400 Bad Request\r\n", b"HTTP/1.1 431 Request Header Fields Too Large\r\n"];
+
+/// An automatic answer is this long at most; longer ones have more in them than hyper writes by itself.
+const AUTOMATIC_MAX: usize = 160;
+
+/// The connection, with what is held back.
+pub struct OwnAnswer<T> {
+    inner: T,
+    held: Held,
+}
+
+/// What is held back, for whoever sees how the connection ended.
+#[derive(Clone, Default)]
+pub struct Held(Rc<RefCell<Vec<u8>>>);
+
+impl Held {
+    /// Whether the last thing that was written is an automatic refusal.
+    pub fn is_refusal(&self) -> bool {
+        !self.0.borrow().is_empty()
+    }
+
+    /// Forgets it: something else is said instead.
+    pub fn discard(&self) {
+        self.0.borrow_mut().clear();
+    }
+}
+
+impl<T> OwnAnswer<T> {
+    /// Wraps a connection.
+    pub fn new(inner: T) -> (Self, Held) {
+        let held = Held::default();
+        (Self { inner, held: held.clone() }, held)
+    }
+}
+
+/// Where an automatic refusal begins, if the bytes end with one.
+fn automatic_tail(bytes: &[u8]) -> Option<usize> {
+    let from = bytes.len().saturating_sub(AUTOMATIC_MAX);
+    let tail = &bytes[from..];
+    let start = AUTOMATIC.iter().find_map(|line| tail.windows(line.len()).rposition(|window| window == *line))?;
+    let head = &tail[start..];
+    let bare = head.ends_with(b"\r\n\r\n")
+        && head.windows(4).filter(|window| window == b"\r\n\r\n").count() == 1
+        && head.windows(17).any(|window| window.eq_ignore_ascii_case(b"content-length: 0"));
+    bare.then_some(from + start)
+}
+
+impl<T: AsyncWrite + Unpin> OwnAnswer<T> {
+    /// Lets through what was held: it was not the last word after all.
+    fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut held = self.held.0.borrow_mut();
+        while !held.is_empty() {
+            let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &held))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            held.drain(..written);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for OwnAnswer<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for OwnAnswer<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_release(cx))?;
+        match automatic_tail(buf) {
+            None => Pin::new(&mut self.inner).poll_write(cx, buf),
+            Some(0) => {
+                self.held.0.borrow_mut().extend_from_slice(buf);
+                Poll::Ready(Ok(buf.len()))
+            }
+            Some(start) => Pin::new(&mut self.inner).poll_write(cx, &buf[..start]),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_release(cx))?;
+        // hyper flattens what is this short; anything larger is no automatic answer.
+        let total: usize = bufs.iter().map(|buf| buf.len()).sum();
+        if total <= AUTOMATIC_MAX
+            && let Some(first) = bufs.iter().find(|buf| !buf.is_empty())
+        {
+            return self.poll_write(cx, first);
+        }
+        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_release(cx))?;
+        Pin::new(&mut self.inner).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_bare_refusal_at_the_end_is_held() {
+        let automatic = b"HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
+        assert_eq!(automatic_tail(automatic), Some(0));
+        let before = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        assert_eq!(automatic_tail(&[&before[..], automatic].concat()), Some(before.len()));
+        assert_eq!(automatic_tail(before), None);
+        let with_body = b"HTTP/1.1 400 Bad Request\r\ncontent-length: 4\r\n\r\noops";
+        assert_eq!(automatic_tail(with_body), None);
+    }
+}

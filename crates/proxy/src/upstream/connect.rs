@@ -1,0 +1,112 @@
+//! Dials and verifies an upstream.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::destination::HttpVersion;
+use model::{Code, Destination, Failure, HostName};
+use rustls::pki_types::ServerName;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use super::roots::Roots;
+use crate::socket::{self, SocketOptions};
+
+/// How long one address may take to accept a connection, and a server to complete a handshake.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For TCP.
+    pub connect: Duration,
+    /// For TLS.
+    pub handshake: Duration,
+}
+
+/// A connection to an upstream, verified if it is TLS.
+pub enum Link {
+    /// TLS, and the version of HTTP that was agreed.
+    Tls(Box<TlsStream<TcpStream>>, HttpVersion),
+    /// Without TLS, to a destination that says `insecure`.
+    Plain(TcpStream),
+}
+
+/// Connects to the first of the addresses that answers.
+///
+/// # Errors
+/// [`Code::UpstreamUnreachable`] or [`Code::UpstreamTimeout`], from the last address tried.
+pub async fn dial(
+    addresses: &[SocketAddr],
+    options: &SocketOptions,
+    patience: Duration,
+) -> Result<(TcpStream, SocketAddr), Failure> {
+    let mut last = Failure::new(Code::UpstreamUnreachable, "there is no address to dial");
+    for address in addresses {
+        match timeout(patience, socket::connect_tcp(*address, options)).await {
+            Ok(Ok(stream)) => {
+                let _ = stream.set_nodelay(true);
+                return Ok((stream, *address));
+            }
+            Ok(Err(error)) => {
+                last = Failure::new(Code::UpstreamUnreachable, format!("{address}: {error}")).because(error);
+            }
+            Err(_) => {
+                let detail = format!("{address} did not accept a connection in {} s", patience.as_secs());
+                last = Failure::new(Code::UpstreamTimeout, detail);
+            }
+        }
+    }
+    Err(last)
+}
+
+/// Completes TLS on a connection and verifies the server for exactly `name`.
+///
+/// # Errors
+/// [`Code::UpstreamUntrusted`], [`Code::UpstreamWantsCertificate`], [`Code::UpstreamTls`] or
+/// [`Code::UpstreamTimeout`]; not one byte of a request has then been sent.
+pub async fn secure(
+    stream: TcpStream,
+    name: &HostName,
+    destination: &Destination,
+    roots: &Roots,
+    offer: &[HttpVersion],
+    patience: Duration,
+) -> Result<Link, Failure> {
+    let config = roots.config(destination, offer)?;
+    let server = ServerName::try_from(name.as_str().to_owned())
+        .map_err(|e| Failure::new(Code::UpstreamTls, format!("{name} can't be verified as a name")).because(e))?;
+    let connecting = TlsConnector::from(Arc::clone(&config)).connect(server, stream);
+    let tls = match timeout(patience, connecting).await {
+        Ok(Ok(tls)) => tls,
+        Ok(Err(error)) => return Err(tls_failure(name, error)),
+        Err(_) => {
+            let detail = format!("{name} did not complete the TLS handshake in {} s", patience.as_secs());
+            return Err(Failure::new(Code::UpstreamTimeout, detail));
+        }
+    };
+    let version = match tls.get_ref().1.alpn_protocol() {
+        Some(b"h2") => HttpVersion::Http2,
+        _ => HttpVersion::Http1,
+    };
+    Ok(Link::Tls(Box::new(tls), version))
+}
+
+/// Tells a certificate that does not verify from a server that wants ours, and both from the rest.
+pub fn tls_failure(name: &HostName, error: io::Error) -> Failure {
+    use rustls::AlertDescription::{BadCertificate, CertificateRequired};
+    use rustls::Error as Tls;
+    match error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>()) {
+        Some(Tls::InvalidCertificate(problem)) => {
+            let detail = format!("the certificate of {name} does not verify: {problem}");
+            Failure::new(Code::UpstreamUntrusted, detail)
+        }
+        Some(Tls::AlertReceived(CertificateRequired | BadCertificate)) => {
+            Failure::new(Code::UpstreamWantsCertificate, format!("{name} asks for a client certificate"))
+        }
+        Some(_) => Failure::new(Code::UpstreamTls, format!("the TLS handshake with {name} failed")),
+        None => Failure::new(Code::UpstreamUnreachable, format!("{name} closed during the TLS handshake")),
+    }
+    .because(error)
+}

@@ -1,0 +1,27 @@
+//! Stage 8, upstream: send it to the right server.
+//!
+//! [`resolve`] finds the addresses of the judged name, [`connect`] dials one and verifies it, [`pool`] keeps
+//! connections by all that they can remember, and [`send`] puts a request on one of them.
+
+pub mod connect;
+pub mod pool;
+pub mod resolve;
+pub mod roots;
+pub mod send;
+
+use model::Failure;
+
+/// A failure of this stage, with whether the request may be sent again: nothing of it has reached the upstream.
+#[derive(Debug)]
+pub struct SendFailure {
+    /// What to tell the application.
+    pub failure: Failure,
+    /// The request, if it was given back unsent.
+    pub unsent: Option<Box<http::Request<crate::protocol::Body>>>,
+}
+
+impl From<Failure> for SendFailure {
+    fn from(failure: Failure) -> Self {
+        Self { failure, unsent: None }
+    }
+}

@@ -1,0 +1,150 @@
+//! Keeps upstream connections, each under all that it can remember.
+//!
+//! One pool per worker, so that taking and giving back cost no lock. Connections of two callers, two names, two ports,
+//! or two ways of verifying never meet.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use model::destination::HttpVersion;
+use model::{Destination, HostName, SpiffeId};
+use tokio::time::Instant;
+
+use crate::protocol::Body;
+
+/// A connection of HTTP/1 that can take a request.
+pub type Http1Sender = hyper::client::conn::http1::SendRequest<Body>;
+/// A connection of HTTP/2 that can take requests.
+pub type Http2Sender = h2::client::SendRequest<Bytes>;
+
+/// All that a connection can remember.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct OriginKey {
+    /// On whose behalf it was opened.
+    pub caller: SpiffeId,
+    /// The name that was judged and verified.
+    pub host: HostName,
+    /// The port.
+    pub port: u16,
+    /// Whether it is TLS.
+    pub secure: bool,
+    /// The roots that it was verified by; empty for the standard ones.
+    pub ca_bundle: String,
+}
+
+impl OriginKey {
+    /// The key of calls by `caller` to `host` under this destination.
+    pub fn new(caller: SpiffeId, host: HostName, port: u16, secure: bool, destination: &Destination) -> Self {
+        Self { caller, host, port, secure, ca_bundle: destination.ca_bundle.clone() }
+    }
+}
+
+/// The connections of one key, and what was learned about the server behind them.
+pub struct Origin {
+    /// What they have in common.
+    pub key: OriginKey,
+    idle: RefCell<Vec<Idle>>,
+    multiplexed: RefCell<Option<Http2Sender>>,
+    speaks_http2: Cell<Option<bool>>,
+    /// Held while an HTTP/2 connection is dialled, so that many first requests open one connection.
+    pub dialling: tokio::sync::Mutex<()>,
+}
+
+struct Idle {
+    sender: Http1Sender,
+    since: Instant,
+}
+
+/// Idle HTTP/1 connections kept for one key; more are closed.
+const IDLE_MAX: usize = 256;
+
+/// How long a connection may lie idle: shorter than the 60 s and 75 s at which common servers close theirs.
+const IDLE_TIME: Duration = Duration::from_secs(50);
+
+impl Origin {
+    fn new(key: OriginKey) -> Self {
+        Self {
+            key,
+            idle: RefCell::default(),
+            multiplexed: RefCell::default(),
+            speaks_http2: Cell::new(None),
+            dialling: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Takes the connection that was used last, if one is still good.
+    pub fn take_http1(&self) -> Option<Http1Sender> {
+        let mut idle = self.idle.borrow_mut();
+        idle.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_TIME);
+        // One whose answer has only just ended may not be ready yet; it will be, so it stays.
+        let last_ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
+        Some(idle.swap_remove(last_ready).sender)
+    }
+
+    /// Gives a connection back after its response has been read to the end.
+    pub fn put_http1(&self, sender: Http1Sender) {
+        let mut idle = self.idle.borrow_mut();
+        if !sender.is_closed() && idle.len() < IDLE_MAX {
+            idle.push(Idle { sender, since: Instant::now() });
+        }
+    }
+
+    /// The HTTP/2 connection, if there is one.
+    pub fn http2(&self) -> Option<Http2Sender> {
+        self.multiplexed.borrow().clone()
+    }
+
+    /// Keeps a new HTTP/2 connection, instead of the one before.
+    pub fn set_http2(&self, sender: Option<Http2Sender>) {
+        *self.multiplexed.borrow_mut() = sender;
+    }
+
+    /// What a handshake that offered HTTP/2 has shown.
+    pub fn learn(&self, version: HttpVersion) {
+        self.speaks_http2.set(Some(version == HttpVersion::Http2));
+    }
+
+    /// The version to offer an application that speaks `offered`, best first; `None` if the server has to be asked.
+    pub fn version_for(&self, offered: &[HttpVersion], declared: &[HttpVersion]) -> Option<HttpVersion> {
+        let common = declared.iter().find(|version| offered.contains(version));
+        match (common, offered, self.speaks_http2.get()) {
+            (Some(version), _, _) => Some(*version),
+            (None, [only], _) => Some(*only),
+            (None, _, Some(true)) => Some(HttpVersion::Http2),
+            (None, _, Some(false)) => Some(HttpVersion::Http1),
+            (None, _, None) => None,
+        }
+    }
+
+    fn sweep(&self) -> bool {
+        self.idle.borrow_mut().retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_TIME);
+        self.idle.borrow().is_empty() && self.multiplexed.borrow().is_none()
+    }
+}
+
+/// All origins of one worker.
+#[derive(Default)]
+pub struct Pool {
+    origins: RefCell<HashMap<OriginKey, Rc<Origin>>>,
+}
+
+impl Pool {
+    /// The origin of a key.
+    pub fn origin(&self, key: OriginKey) -> Rc<Origin> {
+        let mut origins = self.origins.borrow_mut();
+        if let Some(origin) = origins.get(&key) {
+            return origin.clone();
+        }
+        let origin = Rc::new(Origin::new(key.clone()));
+        origins.insert(key, origin.clone());
+        origin
+    }
+
+    /// Closes what lies idle too long, and forgets origins that nobody uses.
+    pub fn sweep(&self) {
+        self.origins.borrow_mut().retain(|_, origin| !(origin.sweep() && Rc::strong_count(origin) == 1));
+    }
+}

@@ -1,0 +1,190 @@
+//! One worker: a thread with a runtime, listeners, an upstream pool and the exchanges that are open on it.
+//!
+//! Workers share nothing but what [`Shared`] holds; a request stays on the worker that accepted its connection.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashSet;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use model::{Failure, UnixMillis};
+use rustls::server::ProducesTickets;
+use tokio::net::TcpListener;
+use tokio::task::LocalSet;
+
+use crate::audit::Audit;
+use crate::authority::Authority;
+use crate::call;
+use crate::caller::{CallerState, Callers};
+use crate::capture::accept;
+use crate::exchange::Register;
+use crate::metrics::Metrics;
+use crate::socket::SocketOptions;
+use crate::tls::Terminator;
+use crate::upstream::connect::Patience;
+use crate::upstream::pool::Pool;
+use crate::upstream::resolve::Resolver;
+use crate::upstream::roots::Roots;
+
+/// What all workers share.
+pub struct Shared {
+    /// Who may call through this proxy.
+    pub callers: Callers,
+    /// Where events go.
+    pub audit: Audit,
+    /// The instance's CA.
+    pub authority: Arc<Authority>,
+    /// Makes session tickets for applications.
+    pub ticketer: Arc<dyn ProducesTickets>,
+    /// By whom upstreams are believed.
+    pub roots: Roots,
+    /// How the proxy's own sockets are told from the application's.
+    pub socket: SocketOptions,
+    /// Bounds.
+    pub limits: Limits,
+    /// Ports of the proxy itself: never dialled on loopback.
+    pub own_ports: Arc<[u16]>,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Told to drain.
+    pub drain: service::drain::Watch,
+}
+
+/// Bounds on what one peer can make us hold or wait for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For connecting to an upstream.
+    pub patience: Patience,
+    /// For the head of an answer.
+    pub answer: Duration,
+    /// For the first bytes of a connection, and for a request's head.
+    pub head: Duration,
+    /// Connections at a time, on each worker.
+    pub connections: usize,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+    /// Streams at a time on one HTTP/2 connection of the application.
+    pub streams: u32,
+}
+
+/// One worker's own state.
+pub struct Worker {
+    /// What all workers share.
+    pub shared: Arc<Shared>,
+    /// Opens applications' TLS.
+    pub terminator: Terminator,
+    /// Upstream connections.
+    pub pool: Pool,
+    /// Finds addresses.
+    pub resolver: Resolver,
+    /// Exchanges that are open.
+    pub register: Rc<Register>,
+    connections: Cell<usize>,
+    watched: RefCell<HashSet<usize>>,
+}
+
+impl Worker {
+    /// A worker that has not begun.
+    ///
+    /// # Errors
+    /// If the resolver can't be set up.
+    pub fn new(shared: Arc<Shared>) -> Result<Rc<Self>, Failure> {
+        Ok(Rc::new(Self {
+            terminator: Terminator::new(shared.authority.clone(), shared.ticketer.clone()),
+            pool: Pool::default(),
+            resolver: Resolver::new(shared.own_ports.clone())?,
+            register: Rc::default(),
+            connections: Cell::new(0),
+            watched: RefCell::default(),
+            shared,
+        }))
+    }
+
+    /// Serves until the drain is over. Runs on a `current_thread` runtime of its own.
+    pub async fn run(self: Rc<Self>, listeners: Vec<TcpListener>) {
+        let local = LocalSet::new();
+        local
+            .run_until(async {
+                tokio::task::spawn_local(self.register.clone().watch_time());
+                tokio::task::spawn_local(self.clone().sweep());
+                for listener in listeners {
+                    tokio::task::spawn_local(self.clone().accept(listener));
+                }
+                self.shared.drain.clone().finished().await;
+            })
+            .await;
+    }
+
+    async fn accept(self: Rc<Self>, listener: TcpListener) {
+        loop {
+            let (stream, peer) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors or memory: nothing is lost by waiting, the kernel queues what comes.
+                    tracing::warn!(stage = "capture", %error, "could not accept a connection");
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                    continue;
+                }
+            };
+            if self.connections.get() >= self.shared.limits.connections {
+                self.shared.metrics.connection_refused();
+                continue;
+            }
+            match accept::captured(stream, peer) {
+                Ok(captured) => {
+                    let held = Held::new(self.clone());
+                    tokio::task::spawn_local(async move { call::connection(&held.0, captured).await });
+                }
+                Err(failure) => {
+                    self.shared.metrics.failed(&failure);
+                    tracing::warn!(stage = "capture", code = %failure.code, %peer, "{failure}");
+                }
+            }
+        }
+    }
+
+    /// Judges this worker's exchanges again whenever something changes for a caller. Begun with its first connection.
+    pub fn watch(self: &Rc<Self>, caller: &Arc<CallerState>) {
+        if !self.watched.borrow_mut().insert(Arc::as_ptr(caller) as usize) {
+            return;
+        }
+        let mut changed = caller.changed();
+        let register = self.register.clone();
+        tokio::task::spawn_local(async move {
+            while changed.changed().await.is_ok() {
+                register.judge_all(now());
+            }
+        });
+    }
+
+    async fn sweep(self: Rc<Self>) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            self.pool.sweep();
+        }
+    }
+}
+
+/// A connection's place among those that the worker holds.
+struct Held(Rc<Worker>);
+
+impl Held {
+    fn new(worker: Rc<Worker>) -> Self {
+        worker.connections.set(worker.connections.get() + 1);
+        worker.shared.metrics.connections.inc();
+        Self(worker)
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.shared.metrics.connections.dec();
+    }
+}
+
+/// The wall clock: the one place of the data path that reads it.
+pub fn now() -> UnixMillis {
+    UnixMillis::from_system(SystemTime::now())
+}
