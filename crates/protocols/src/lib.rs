@@ -1,1 +1,16 @@
-//! Bytes and messages, without sockets: detection, ClientHello, HTTP heads and edits. Fuzzed.
+//! Bytes and messages, without sockets: what a connection is, what a ClientHello says, whom an HTTP request is for, what
+//! changes in it, and how an answer of ours reads.
+//!
+//! Everything here is pure and meets strangers' bytes; each parser has a fuzz target in `tests/fuzz`.
+
+pub mod answer;
+pub mod client_hello;
+pub mod detect;
+pub mod edit;
+pub mod http;
+
+/// Bytes or fields that are not what they should be, or could be read in two ways. Says what is wrong, without
+/// repeating values that may be secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub &'static str);

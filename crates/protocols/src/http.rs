@@ -1,0 +1,263 @@
+//! Whom an HTTP request is for, whether it can be read in only one way, and which of its fields end at the next hop.
+
+use std::net::IpAddr;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
+    UPGRADE,
+};
+use http::request::Parts;
+use http::{Method, Version};
+use model::HostName;
+
+use crate::Malformed;
+
+/// The host of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Host {
+    /// A name, in the form in which names are compared.
+    Name(HostName),
+    /// An address.
+    Address(IpAddr),
+}
+
+/// Whom a request is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authority {
+    /// The host.
+    pub host: Host,
+    /// The port, if it is named.
+    pub port: Option<u16>,
+}
+
+/// The one authority of a request (RFC 9112 §3.2, RFC 9113 §8.3.1).
+///
+/// # Errors
+/// If there is none, if there are several that differ, or if it has user information.
+pub fn authority_of(parts: &Parts) -> Result<Authority, Malformed> {
+    let mut hosts = parts.headers.get_all(HOST).iter();
+    let from_host = match (hosts.next(), hosts.next()) {
+        (None, _) => None,
+        (Some(host), None) => Some(host_value(host)?),
+        (Some(_), Some(_)) => return Err(Malformed("the request has two Host fields")),
+    };
+    let from_target =
+        parts.uri.authority().map(|authority| parse_authority(authority.as_str())).transpose()?;
+    match (from_target, from_host) {
+        // RFC 9112 §3.2: a request of HTTP/1.1 without Host is refused, even in absolute-form.
+        (_, None) if parts.version == Version::HTTP_11 => Err(Malformed("the request has no Host field")),
+        (None, None) => Err(Malformed("the request names no host")),
+        (Some(target), Some(host)) if target != host => {
+            Err(Malformed("the request's target and its Host field differ"))
+        }
+        (Some(authority), _) | (None, Some(authority)) => Ok(authority),
+    }
+}
+
+fn host_value(value: &HeaderValue) -> Result<Authority, Malformed> {
+    parse_authority(value.to_str().map_err(|_| Malformed("the Host field is not ASCII"))?)
+}
+
+/// Reads `host`, `host:port`, `[v6]`, `[v6]:port`.
+///
+/// # Errors
+/// If it is something else: user information, an empty host, a port that is not a number.
+pub fn parse_authority(text: &str) -> Result<Authority, Malformed> {
+    if text.contains('@') {
+        return Err(Malformed("the request's host has user information"));
+    }
+    if let Some(bracketed) = text.strip_prefix('[') {
+        let (address, rest) = bracketed.split_once(']').ok_or(Malformed("an address without its bracket"))?;
+        let address = address.parse().map(IpAddr::V6).map_err(|_| Malformed("not an IPv6 address"))?;
+        return Ok(Authority { host: Host::Address(address.to_canonical()), port: port(rest)? });
+    }
+    let split = text.find(':').unwrap_or(text.len());
+    let (host, rest) = text.split_at(split);
+    let host = match host.parse() {
+        Ok(address) => Host::Address(IpAddr::V4(address)),
+        Err(_) => Host::Name(HostName::new(host).map_err(|_| Malformed("the request's host is not a name"))?),
+    };
+    Ok(Authority { host, port: port(rest)? })
+}
+
+fn port(rest: &str) -> Result<Option<u16>, Malformed> {
+    match rest.strip_prefix(':') {
+        None if rest.is_empty() => Ok(None),
+        // RFC 3986 §3.2.3 allows an empty port; it means the scheme's.
+        Some("") => Ok(None),
+        Some(digits) if digits.bytes().all(|b| b.is_ascii_digit()) => {
+            digits.parse().map(Some).map_err(|_| Malformed("the port is not one"))
+        }
+        _ => Err(Malformed("the request's host has something after it that is no port")),
+    }
+}
+
+/// Whether a request can be read in only one way.
+///
+/// # Errors
+/// For each ambiguity that the HTTP libraries let through.
+pub fn check_request(parts: &Parts) -> Result<(), Malformed> {
+    let headers = &parts.headers;
+    let lengths = headers.get_all(CONTENT_LENGTH).iter().count();
+    let encodings: Vec<_> = headers.get_all(TRANSFER_ENCODING).iter().collect();
+    if lengths > 1 {
+        return Err(Malformed("the request has two Content-Length fields"));
+    }
+    if let Some(length) = headers.get(CONTENT_LENGTH)
+        && !(length.as_bytes().iter().all(u8::is_ascii_digit) && !length.is_empty())
+    {
+        return Err(Malformed("the request's Content-Length is not a number"));
+    }
+    if !encodings.is_empty() {
+        if lengths > 0 {
+            return Err(Malformed("the request has both Transfer-Encoding and Content-Length"));
+        }
+        if parts.version != Version::HTTP_11 {
+            return Err(Malformed("only HTTP/1.1 has Transfer-Encoding"));
+        }
+        if encodings.len() > 1 || !encodings[0].as_bytes().eq_ignore_ascii_case(b"chunked") {
+            return Err(Malformed("the request's Transfer-Encoding is something else than chunked"));
+        }
+    }
+    let unmet = |value: &HeaderValue| !value.as_bytes().eq_ignore_ascii_case(b"100-continue");
+    if headers.get_all(EXPECT).iter().any(unmet) {
+        return Err(Malformed("the request expects something else than 100-continue"));
+    }
+    let asterisk = parts.uri.path() == "*";
+    if asterisk && parts.method != Method::OPTIONS {
+        return Err(Malformed("only OPTIONS has the target *"));
+    }
+    Ok(())
+}
+
+/// Removes what ends at this hop (RFC 9110 §7.6.1): `Connection` and what it names, and the fields that are of one
+/// connection by nature. `TE: trailers` stays, because we carry trailers.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none of them; looking is cheaper than removing.
+    const ALWAYS: [HeaderName; 4] = [
+        TRANSFER_ENCODING,
+        UPGRADE,
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+    ];
+    if headers.contains_key(CONNECTION) {
+        for name in connection_names(headers) {
+            headers.remove(name);
+        }
+        headers.remove(CONNECTION);
+    }
+    for name in ALWAYS {
+        headers.remove(name);
+    }
+    if let Some(te) = headers.remove(TE)
+        && te.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    {
+        headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+}
+
+/// The fields that `Connection` names, without those that it may not name: a peer can't have the host or the framing
+/// removed.
+#[must_use]
+pub fn connection_names(headers: &HeaderMap) -> Vec<HeaderName> {
+    headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|b| *b == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| ![HOST, CONTENT_LENGTH, TE, CONNECTION].contains(name))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn parts(version: Version, uri: &str, fields: &[(&str, &str)]) -> Parts {
+        let mut request = Request::builder().version(version).uri(uri);
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn one_authority_decides() {
+        let (one, two) = (Version::HTTP_11, Version::HTTP_2);
+        let cases: [(Version, &str, &[(&str, &str)], Option<(&str, Option<u16>)>); 14] = [
+            (one, "/", &[("host", "A.example")], Some(("a.example", None))),
+            (one, "/", &[("host", "a.example:8443")], Some(("a.example", Some(8443)))),
+            (one, "/", &[], None),
+            (one, "/", &[("host", "a.example"), ("host", "a.example")], None),
+            (one, "http://a.example/", &[("host", "a.example")], Some(("a.example", None))),
+            (one, "http://a.example/", &[("host", "b.example")], None),
+            (one, "http://a.example/", &[], None),
+            (one, "/", &[("host", "u@a.example")], None),
+            (one, "/", &[("host", "a.example/b")], None),
+            (one, "/", &[("host", "")], None),
+            (one, "/", &[("host", "a.example:x")], None),
+            (one, "/", &[("host", "a.example:70000")], None),
+            (two, "https://a.example/", &[], Some(("a.example", None))),
+            (two, "https://a.example/", &[("host", "b.example")], None),
+        ];
+        for (version, uri, fields, expected) in cases {
+            let authority = authority_of(&parts(version, uri, fields)).ok();
+            let expected = expected
+                .map(|(name, port)| Authority { host: Host::Name(HostName::new(name).unwrap()), port });
+            assert_eq!(authority, expected, "{uri} {fields:?}");
+        }
+        assert_eq!(
+            parse_authority("[::ffff:127.0.0.1]:80"),
+            Ok(Authority { host: Host::Address("127.0.0.1".parse().unwrap()), port: Some(80) })
+        );
+    }
+
+    #[test]
+    fn ambiguous_framing_is_refused() {
+        let refused: [&[(&str, &str)]; 8] = [
+            &[("content-length", "1"), ("content-length", "1")],
+            &[("content-length", "+1")],
+            &[("content-length", "1, 1")],
+            &[("content-length", "1"), ("transfer-encoding", "chunked")],
+            &[("transfer-encoding", "gzip, chunked")],
+            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[("transfer-encoding", "identity")],
+            &[("expect", "a-miracle")],
+        ];
+        for fields in refused {
+            assert!(check_request(&parts(Version::HTTP_11, "/", fields)).is_err(), "{fields:?}");
+        }
+        for fields in [
+            &[("content-length", "12")][..],
+            &[("transfer-encoding", "Chunked")],
+            &[("expect", "100-continue")],
+        ] {
+            assert!(check_request(&parts(Version::HTTP_11, "/", fields)).is_ok(), "{fields:?}");
+        }
+        assert!(check_request(&parts(Version::HTTP_10, "/", &[("transfer-encoding", "chunked")])).is_err());
+    }
+
+    #[test]
+    fn what_is_of_one_hop_ends_here() {
+        let mut headers = parts(
+            Version::HTTP_11,
+            "/",
+            &[
+                ("connection", "keep-alive, X-Mine , host"),
+                ("x-mine", "1"),
+                ("keep-alive", "5"),
+                ("host", "a.example"),
+                ("te", "gzip, trailers"),
+                ("upgrade", "h2c"),
+                ("x-other", "2"),
+            ],
+        )
+        .headers;
+        strip_hop_by_hop(&mut headers);
+        let mut left: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.to_str().unwrap())).collect();
+        left.sort_unstable();
+        assert_eq!(left, [("host", "a.example"), ("te", "trailers"), ("x-other", "2")]);
+    }
+}
