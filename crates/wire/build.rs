@@ -6,6 +6,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["countersign/v1/control_plane.proto", "countersign/v1/administration.proto"],
         ["proto"],
     )?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Ordered maps: equal messages have equal bytes, and so equal hashes.
+    tonic_prost_build::configure().btree_map(".").compile_fds(descriptors)?;
     Ok(())
 }
