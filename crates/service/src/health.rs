@@ -1,0 +1,142 @@
+//! Health and metrics, and nothing else: `/livez`, `/readyz`, `/metrics`.
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use prometheus::{Encoder as _, Registry, TextEncoder};
+use tokio::net::TcpListener;
+
+/// What keeps the program from being ready, by name. Ready when nothing is left.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<Mutex<BTreeSet<&'static str>>>);
+
+/// One reason not to be ready; let go by dropping it.
+#[derive(Debug)]
+pub struct Blocker {
+    readiness: Readiness,
+    name: &'static str,
+}
+
+impl Readiness {
+    /// Not ready until the blocker is dropped. Its name is what the probe prints.
+    #[must_use]
+    pub fn block(&self, name: &'static str) -> Blocker {
+        self.set().insert(name);
+        Blocker { readiness: self.clone(), name }
+    }
+
+    /// What is still missing.
+    #[must_use]
+    pub fn pending(&self) -> Vec<&'static str> {
+        self.set().iter().copied().collect()
+    }
+
+    fn set(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Blocker {
+    fn drop(&mut self) {
+        self.readiness.set().remove(self.name);
+    }
+}
+
+/// Connections at a time; a probe needs one.
+const CONNECTIONS_MAX: usize = 64;
+
+/// Serves until the program ends.
+///
+/// # Errors
+/// If the address can't be listened on.
+pub async fn serve(address: SocketAddr, readiness: Readiness, registry: Registry) -> std::io::Result<()> {
+    let listener = TcpListener::bind(address).await?;
+    let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
+    loop {
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+            continue;
+        };
+        let Ok(place) = places.clone().try_acquire_owned() else { continue };
+        let (readiness, registry) = (readiness.clone(), registry.clone());
+        tokio::spawn(async move {
+            let _place = place;
+            let service = service_fn(move |request: Request<Incoming>| {
+                let response = answer(request.method(), request.uri().path(), &readiness, &registry);
+                async move { Ok::<_, Infallible>(response) }
+            });
+            let connection = http1::Builder::new()
+                .timer(hyper_util::rt::TokioTimer::new())
+                .header_read_timeout(std::time::Duration::from_secs(5))
+                .serve_connection(TokioIo::new(stream), service);
+            let _ = tokio::time::timeout(std::time::Duration::from_secs(60), connection).await;
+        });
+    }
+}
+
+fn answer(method: &Method, path: &str, readiness: &Readiness, registry: &Registry) -> Response<Full<Bytes>> {
+    if method != Method::GET && method != Method::HEAD {
+        return text(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+    }
+    match path {
+        "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
+        "/readyz" => match readiness.pending().as_slice() {
+            [] => text(StatusCode::OK, "ok\n".to_owned()),
+            pending => {
+                text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready yet: {}\n", pending.join(", ")))
+            }
+        },
+        "/metrics" => {
+            let mut rendered = Vec::new();
+            match TextEncoder::new().encode(&registry.gather(), &mut rendered) {
+                Ok(()) => response(StatusCode::OK, "text/plain; version=0.0.4", rendered),
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            }
+        }
+        _ => text(StatusCode::NOT_FOUND, "there is /livez, /readyz and /metrics\n".to_owned()),
+    }
+}
+
+fn text(status: StatusCode, body: String) -> Response<Full<Bytes>> {
+    response(status, "text/plain; charset=utf-8", body.into_bytes())
+}
+
+fn response(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(body)));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(kind));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_probe_names_what_is_missing() {
+        let (readiness, registry) = (Readiness::default(), Registry::new());
+        let status = |path| answer(&Method::GET, path, &readiness, &registry).status();
+        assert_eq!(status("/readyz"), StatusCode::OK);
+        let bundle = readiness.block("trust bundle");
+        let policy = readiness.block("first policy");
+        assert_eq!(readiness.pending(), ["first policy", "trust bundle"]);
+        assert_eq!(status("/readyz"), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(status("/livez"), StatusCode::OK);
+        drop((bundle, policy));
+        assert_eq!(status("/readyz"), StatusCode::OK);
+        assert_eq!(status("/debug"), StatusCode::NOT_FOUND);
+        assert_eq!(
+            answer(&Method::POST, "/livez", &readiness, &registry).status(),
+            StatusCode::METHOD_NOT_ALLOWED
+        );
+    }
+}

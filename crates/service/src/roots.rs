@@ -1,0 +1,43 @@
+//! The certificates by which others are believed.
+
+use std::path::Path;
+
+use anyhow::Context as _;
+use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+/// Certificates of a PEM file.
+///
+/// # Errors
+/// If the file can't be read, or has no certificate or one that is not valid.
+pub fn from_file(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let certificates = CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("could not read certificates from {}", path.display()))?;
+    anyhow::ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
+    Ok(certificates)
+}
+
+/// The system's roots; those that can't be used are skipped, as every TLS library does.
+#[must_use]
+pub fn system() -> Vec<CertificateDer<'static>> {
+    let found = rustls_native_certs::load_native_certs();
+    for error in &found.errors {
+        tracing::warn!(%error, "some of the system's roots could not be read");
+    }
+    found.certs
+}
+
+/// A store of the system's roots and the operator's.
+///
+/// # Errors
+/// If one of the operator's roots is not usable: it was given on purpose.
+pub fn store(operator: &[CertificateDer<'static>]) -> anyhow::Result<RootCertStore> {
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(system());
+    for certificate in operator {
+        store.add(certificate.clone()).context("one of the given roots is not a usable CA certificate")?;
+    }
+    Ok(store)
+}
