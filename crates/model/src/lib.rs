@@ -12,6 +12,7 @@ pub mod error;
 pub mod name;
 pub mod request;
 pub mod slice;
+pub mod text;
 pub mod time;
 pub mod version;
 

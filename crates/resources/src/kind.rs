@@ -280,3 +280,86 @@ pub enum Kind {
     Condition,
     Guardrail,
 }
+
+impl Kind {
+    /// All kinds, in the order in which documents build on one another.
+    pub const ALL: [Self; 7] = [
+        Self::TrustProvider,
+        Self::Workload,
+        Self::Destination,
+        Self::CredentialProvider,
+        Self::Condition,
+        Self::AccessPolicy,
+        Self::Guardrail,
+    ];
+
+    /// As a document writes it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Workload => "Workload",
+            Self::TrustProvider => "TrustProvider",
+            Self::Destination => "Destination",
+            Self::CredentialProvider => "CredentialProvider",
+            Self::AccessPolicy => "AccessPolicy",
+            Self::Condition => "Condition",
+            Self::Guardrail => "Guardrail",
+        }
+    }
+
+    /// As the command line writes it: `accesspolicy`.
+    #[must_use]
+    pub fn lower(self) -> String {
+        self.as_str().to_ascii_lowercase()
+    }
+
+    /// Reads a kind as people type it: any case, singular or plural.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text = text.to_ascii_lowercase();
+        let singular = match text.strip_suffix("ies") {
+            Some(stem) => format!("{stem}y"),
+            None => text.strip_suffix('s').unwrap_or(&text).to_owned(),
+        };
+        Self::ALL.into_iter().find(|kind| kind.lower() == text || kind.lower() == singular)
+    }
+
+    /// Whether documents of this kind belong to a namespace.
+    #[must_use]
+    pub const fn is_namespaced(self) -> bool {
+        !matches!(self, Self::TrustProvider | Self::Guardrail)
+    }
+}
+
+impl std::fmt::Display for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl Spec {
+    /// Which kind it is of.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Workload(_) => Kind::Workload,
+            Self::TrustProvider(_) => Kind::TrustProvider,
+            Self::Destination(_) => Kind::Destination,
+            Self::CredentialProvider(_) => Kind::CredentialProvider,
+            Self::AccessPolicy(_) => Kind::AccessPolicy,
+            Self::Condition(_) => Kind::Condition,
+            Self::Guardrail(_) => Kind::Guardrail,
+        }
+    }
+
+    /// Namespaces that may refer to the document; `*` for all.
+    #[must_use]
+    pub fn shared_with(&self) -> &[String] {
+        match self {
+            Self::Destination(spec) => &spec.shared_with,
+            Self::CredentialProvider(spec) => &spec.shared_with,
+            Self::Condition(spec) => &spec.shared_with,
+            _ => &[],
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! What is wrong with a document, and how people are told.
+
+use std::fmt::Write as _;
+
+use model::Code;
+
+/// Whether a diagnostic refuses the document.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// It does.
+    Error,
+    /// It does not.
+    Warning,
+}
+
+impl Severity {
+    /// The word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        }
+    }
+}
+
+/// Something that is wrong, or will surprise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// The row of the table.
+    pub code: Code,
+    /// Whether it refuses.
+    pub severity: Severity,
+    /// One sentence: `must`, never `should`; literals in backquotes.
+    pub message: String,
+    /// Where.
+    pub at: Place,
+    /// What was probably meant, or what is allowed; may be empty.
+    pub help: String,
+}
+
+/// A place in a file.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// As the user named it; empty for documents that come from the store.
+    pub file: String,
+    /// 1-based; 0 if the whole document is meant.
+    pub line: u32,
+    /// 1-based, in characters.
+    pub column: u32,
+    /// Characters to underline; 0 for none.
+    pub length: u32,
+}
+
+impl Diagnostic {
+    /// An error at a place.
+    #[must_use]
+    pub fn error(code: Code, at: Place, message: impl Into<String>) -> Self {
+        Self { code, severity: Severity::Error, message: message.into(), at, help: String::new() }
+    }
+
+    /// A warning at a place.
+    #[must_use]
+    pub fn warning(code: Code, at: Place, message: impl Into<String>) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(code, at, message) }
+    }
+
+    /// The same with help.
+    #[must_use]
+    pub fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = help.into();
+        self
+    }
+
+    /// Adds `did you mean` with the nearest candidate, if one is near.
+    #[must_use]
+    pub fn did_you_mean<'a>(self, word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Self {
+        match model::text::nearest(word, candidates) {
+            Some(near) => self.help(format!("did you mean `{near}`?")),
+            None => self,
+        }
+    }
+
+    /// Whether it refuses the document.
+    #[must_use]
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+/// Renders a diagnostic with the line that it is about, in ASCII and without colour.
+#[must_use]
+pub fn render(diagnostic: &Diagnostic, source: &str) -> String {
+    let Diagnostic { code, severity, message, at, help } = diagnostic;
+    let mut text = format!("{}[{code}]: {message}\n", severity.as_str());
+    if !at.file.is_empty() {
+        let _ = match at.line {
+            0 => writeln!(text, "  --> {}", at.file),
+            line => writeln!(text, "  --> {}:{line}:{}", at.file, at.column),
+        };
+    }
+    let line = (at.line as usize).checked_sub(1).and_then(|index| source.lines().nth(index));
+    if let Some(line) = line {
+        let number = at.line.to_string();
+        let margin = " ".repeat(number.len());
+        let before = " ".repeat((at.column as usize).saturating_sub(1));
+        let rest = line.chars().count().saturating_sub(before.len());
+        let carets = "^".repeat((at.length as usize).clamp(1, rest.max(1)));
+        let _ = writeln!(text, "{margin} |\n{number} | {line}\n{margin} | {before}{carets}");
+        if !help.is_empty() {
+            let _ = writeln!(text, "{margin} = {help}");
+        }
+    } else if !help.is_empty() {
+        let _ = writeln!(text, "   = {help}");
+    }
+    text
+}

@@ -1,0 +1,318 @@
+//! Text into documents.
+
+use model::{Code, Namespace, ResourceRef};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use crate::diagnostic::{Diagnostic, Place};
+use crate::kind::{API_VERSION, Kind, Metadata, Spec};
+use crate::tree::{self, Spot, Tree};
+
+/// A document, and where it was read.
+#[derive(Clone, Debug)]
+pub struct Document {
+    /// Its name.
+    pub name: ResourceRef,
+    /// `metadata`, with the namespace that it has in the end.
+    pub metadata: Metadata,
+    /// `spec`.
+    pub spec: Spec,
+    /// Where it was read; `None` if it comes from the store.
+    pub source: Option<Source>,
+}
+
+/// Where a document was read.
+#[derive(Clone, Debug)]
+pub struct Source {
+    file: String,
+    text: std::sync::Arc<str>,
+    tree: Tree,
+}
+
+impl Document {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        self.spec.kind()
+    }
+
+    /// `kind/namespace/name`, as audit and messages name it.
+    #[must_use]
+    pub fn label(&self) -> String {
+        format!("{}/{}", self.kind().lower(), self.name)
+    }
+
+    /// The place of a value; of the nearest part around it, if it is not there itself.
+    #[must_use]
+    pub fn at(&self, path: &str) -> Place {
+        let Some(source) = &self.source else { return Place::default() };
+        let mut path = path;
+        loop {
+            if let Some(spot) = source.tree.values.get(path).or_else(|| source.tree.keys.get(path)) {
+                return source.place(*spot);
+            }
+            match path.rfind('/') {
+                Some(end) => path = &path[..end],
+                None => return Place { file: source.file.clone(), ..Place::default() },
+            }
+        }
+    }
+
+    /// The place of a part of a text value, by its byte offset and length there; of the whole value where the exact
+    /// place can't be said (folded or escaped text).
+    #[must_use]
+    pub fn within(&self, path: &str, offset: usize, length: usize) -> Place {
+        let exact = self.source.as_ref().and_then(|source| {
+            let value = source.tree.value.pointer(path)?.as_str()?;
+            let at = *source.tree.values.get(path)?;
+            let spot = tree::within(&source.text, value, at, offset)?;
+            let length = value.get(offset..offset + length).map_or(1, |part| part.chars().count());
+            Some(Place { length: u32::try_from(length.max(1)).unwrap_or(1), ..source.place(spot) })
+        });
+        exact.unwrap_or_else(|| self.at(path))
+    }
+
+    /// The document as JSON: what the store keeps.
+    #[must_use]
+    pub fn to_json(&self) -> Value {
+        let spec = match &self.spec {
+            Spec::Workload(spec) => serde_json::to_value(spec),
+            Spec::TrustProvider(spec) => serde_json::to_value(spec),
+            Spec::Destination(spec) => serde_json::to_value(spec),
+            Spec::CredentialProvider(spec) => serde_json::to_value(spec),
+            Spec::AccessPolicy(spec) => serde_json::to_value(spec),
+            Spec::Condition(spec) => serde_json::to_value(spec),
+            Spec::Guardrail(spec) => serde_json::to_value(spec),
+        };
+        json!({
+            "apiVersion": API_VERSION,
+            "kind": self.kind().as_str(),
+            "metadata": self.metadata,
+            // Plain structs with text keys: there is nothing in them that JSON can't say.
+            "spec": spec.unwrap_or_default(),
+        })
+    }
+
+    /// A document that the store kept.
+    ///
+    /// # Errors
+    /// What is wrong with it: it was written by a newer version, or changed.
+    pub fn from_json(text: &str) -> Result<Self, Vec<Diagnostic>> {
+        let value = serde_json::from_str(text).map_err(|error| {
+            vec![Diagnostic::error(Code::YamlSyntax, Place::default(), error.to_string())]
+        })?;
+        let source = Source { file: String::new(), text: "".into(), tree: Tree { value, ..Tree::default() } };
+        let mut document = document(source, None)?;
+        document.source = None;
+        Ok(document)
+    }
+}
+
+impl Source {
+    fn place(&self, spot: Spot) -> Place {
+        Place { file: self.file.clone(), line: spot.line, column: spot.column, length: spot.length }
+    }
+
+    fn at(&self, path: &str) -> Place {
+        self.tree
+            .values
+            .get(path)
+            .map_or_else(|| Place { file: self.file.clone(), ..Place::default() }, |spot| self.place(*spot))
+    }
+
+    fn key(&self, path: &str) -> Place {
+        self.tree.keys.get(path).map_or_else(|| self.at(""), |spot| self.place(*spot))
+    }
+}
+
+/// Reads the documents of some files: all that can be read, and all that is wrong with the rest.
+///
+/// Documents of namespaced kinds that name no namespace get `default_namespace`, if there is one.
+#[must_use]
+pub fn parse(
+    files: &[(String, String)],
+    default_namespace: Option<&str>,
+) -> (Vec<Document>, Vec<Diagnostic>) {
+    let mut documents = Vec::new();
+    let mut diagnostics = Vec::new();
+    for (file, text) in files {
+        match tree::read(text) {
+            Err((message, spot)) => {
+                let at = spot.map_or_else(Place::default, |spot| Place {
+                    file: String::new(),
+                    line: spot.line,
+                    column: spot.column,
+                    length: 1,
+                });
+                diagnostics.push(Diagnostic::error(
+                    Code::YamlSyntax,
+                    Place { file: file.clone(), ..at },
+                    message,
+                ));
+            }
+            Ok(trees) => {
+                let shared: std::sync::Arc<str> = text.as_str().into();
+                for tree in trees {
+                    let source = Source { file: file.clone(), text: shared.clone(), tree };
+                    match document(source, default_namespace) {
+                        Ok(document) => documents.push(document),
+                        Err(found) => diagnostics.extend(found),
+                    }
+                }
+            }
+        }
+    }
+    (documents, diagnostics)
+}
+
+/// The outer shape of every document.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+struct Envelope {
+    api_version: String,
+    kind: String,
+    metadata: Metadata,
+    spec: Value,
+    /// What a cluster adds; not ours to read.
+    #[serde(default)]
+    #[allow(dead_code, reason = "accepted, because documents are also copied out of a cluster")]
+    status: Option<Value>,
+}
+
+fn document(source: Source, default_namespace: Option<&str>) -> Result<Document, Vec<Diagnostic>> {
+    let mut envelope: Envelope = typed(&source, source.tree.value.clone(), "")?;
+    if envelope.api_version != API_VERSION {
+        let message = format!("`apiVersion` must be `{API_VERSION}`");
+        return Err(vec![Diagnostic::error(Code::InvalidValue, source.at("/apiVersion"), message)]);
+    }
+    let Some(kind) = Kind::ALL.into_iter().find(|kind| kind.as_str() == envelope.kind) else {
+        let message = format!("`{}` is not a kind of document", envelope.kind);
+        let known = Kind::ALL.map(Kind::as_str);
+        return Err(vec![
+            Diagnostic::error(Code::InvalidValue, source.at("/kind"), message)
+                .help(format!("kinds are {}", known.join(", ")))
+                .did_you_mean(&envelope.kind, known),
+        ]);
+    };
+    let spec = spec(&source, kind, envelope.spec)?;
+    let namespace = namespace(&source, kind, &mut envelope.metadata, default_namespace)?;
+    let name = ResourceRef::new(namespace, &envelope.metadata.name).map_err(|e| {
+        vec![Diagnostic::error(Code::InvalidValue, source.at("/metadata/name"), e.to_string())]
+    })?;
+    Ok(Document { name, metadata: envelope.metadata, spec, source: Some(source) })
+}
+
+fn spec(source: &Source, kind: Kind, value: Value) -> Result<Spec, Vec<Diagnostic>> {
+    Ok(match kind {
+        Kind::Workload => Spec::Workload(typed(source, value, "/spec")?),
+        Kind::TrustProvider => Spec::TrustProvider(typed(source, value, "/spec")?),
+        Kind::Destination => Spec::Destination(typed(source, value, "/spec")?),
+        Kind::CredentialProvider => Spec::CredentialProvider(typed(source, value, "/spec")?),
+        Kind::AccessPolicy => Spec::AccessPolicy(typed(source, value, "/spec")?),
+        Kind::Condition => Spec::Condition(typed(source, value, "/spec")?),
+        Kind::Guardrail => Spec::Guardrail(typed(source, value, "/spec")?),
+    })
+}
+
+fn namespace(
+    source: &Source,
+    kind: Kind,
+    metadata: &mut Metadata,
+    default_namespace: Option<&str>,
+) -> Result<Option<Namespace>, Vec<Diagnostic>> {
+    let wrong = |message: String, help: &str| {
+        let at = if metadata.namespace.is_some() { "/metadata/namespace" } else { "/metadata" };
+        vec![Diagnostic::error(Code::WrongScope, source.at(at), message).help(help)]
+    };
+    if !kind.is_namespaced() {
+        return match &metadata.namespace {
+            None => Ok(None),
+            Some(_) => Err(wrong(format!("a {kind} belongs to no namespace"), "remove `namespace`")),
+        };
+    }
+    match metadata.namespace.as_deref().or(default_namespace) {
+        None => {
+            Err(wrong(format!("a {kind} belongs to a namespace"), "add `namespace`, or give one with `-n`"))
+        }
+        Some(name) => {
+            let namespace = Namespace::new(name).map_err(|e| {
+                vec![Diagnostic::error(Code::InvalidValue, source.at("/metadata/namespace"), e.to_string())]
+            })?;
+            metadata.namespace = Some(namespace.to_string());
+            Ok(Some(namespace))
+        }
+    }
+}
+
+/// Makes a typed value of a part of the document. Unknown fields are all found, one after the other; a wrong type ends
+/// the search.
+fn typed<T: DeserializeOwned>(source: &Source, mut value: Value, base: &str) -> Result<T, Vec<Diagnostic>> {
+    let mut found = Vec::new();
+    loop {
+        let error = match serde_path_to_error::deserialize::<_, T>(value.clone()) {
+            Ok(typed) if found.is_empty() => return Ok(typed),
+            Ok(_) => return Err(found),
+            Err(error) => error,
+        };
+        let path = format!("{base}{}", pointer(error.path()));
+        let message = error.inner().to_string();
+        let Some(unknown) = UnknownField::read(&message) else {
+            found.push(wrong_type(source, &path, &message));
+            return Err(found);
+        };
+        // The path may or may not end with the field itself.
+        let parent = path.strip_suffix(&format!("/{}", unknown.name)).unwrap_or(&path).to_owned();
+        let at = source.key(&format!("{parent}/{}", unknown.name));
+        let message = format!("unknown field `{}`", unknown.name);
+        found.push(
+            Diagnostic::error(Code::UnknownField, at, message)
+                .help(format!("fields here are {}", unknown.known.join(", ")))
+                .did_you_mean(&unknown.name, unknown.known.iter().map(String::as_str)),
+        );
+        let removed = value
+            .pointer_mut(&parent[base.len()..])
+            .and_then(Value::as_object_mut)
+            .and_then(|object| object.remove(&unknown.name));
+        if removed.is_none() {
+            return Err(found);
+        }
+    }
+}
+
+fn pointer(path: &serde_path_to_error::Path) -> String {
+    use serde_path_to_error::Segment;
+    path.iter()
+        .map(|segment| match segment {
+            Segment::Seq { index } => format!("/{index}"),
+            Segment::Map { key } => format!("/{key}"),
+            Segment::Enum { variant } => format!("/{variant}"),
+            Segment::Unknown => String::new(),
+        })
+        .collect()
+}
+
+struct UnknownField {
+    name: String,
+    known: Vec<String>,
+}
+
+impl UnknownField {
+    /// serde says: unknown field `a`, expected one of `b`, `c`.
+    fn read(message: &str) -> Option<Self> {
+        let mut quoted =
+            message.strip_prefix("unknown field ")?.split('`').skip(1).step_by(2).map(str::to_owned);
+        Some(Self { name: quoted.next()?, known: quoted.collect() })
+    }
+}
+
+fn wrong_type(source: &Source, path: &str, message: &str) -> Diagnostic {
+    let code = if message.starts_with("missing field") { Code::InvalidValue } else { Code::YamlSyntax };
+    let spot = source.tree.values.get(path).copied();
+    let at = spot.map_or_else(|| source.at(""), |spot| source.place(spot));
+    let text = match message.strip_prefix("missing field ") {
+        Some(field) => format!("{field} is missing"),
+        None => message.to_owned(),
+    };
+    Diagnostic::error(code, at, text)
+}
