@@ -1,0 +1,5 @@
+//! Tests that need no namespaces.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod architecture;
