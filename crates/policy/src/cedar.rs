@@ -1,0 +1,245 @@
+//! Our vocabulary in Cedar: the schema, the text of a policy, and what its errors point at.
+
+use std::sync::LazyLock;
+
+use cedar_policy::{Expression, Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
+use model::slice::{CompiledPolicy, Effect};
+
+/// What a policy can see. Every expression is checked against it, strictly.
+pub const SCHEMA: &str = r#"
+entity Workload;
+entity Caller in [Workload] = { "namespace": String, "trust_domain": String } tags String;
+entity Destination = { "sensitivity": String };
+type Seen = {
+  "now": datetime,
+  "request": { "method": String, "host": String, "port": Long, "path": String },
+  "attestation": { "age": duration, "issued_at": datetime, "provider": String, "kind": String },
+  "rules": Set<String>,
+  "conditions": Set<String>,
+};
+action "http", "connect" appliesTo { principal: [Caller], resource: [Destination], context: Seen };
+"#;
+
+/// The same for people: what an expression can see, its type, and what it is.
+pub const REFERENCE: [(&str, &str, &str); 14] = [
+    ("principal", "Caller", "who calls; `principal in Workload::\"payments/billing\"`"),
+    ("principal.namespace", "String", "the tenant in which the caller was attested"),
+    ("principal.trust_domain", "String", "of its SPIFFE ID"),
+    ("principal.hasTag(\"…\")", "Bool", "whether the evidence proved this attribute; ask before `getTag`"),
+    ("principal.getTag(\"…\")", "String", "an attested attribute, `kubernetes.serviceaccount` for example"),
+    ("resource.sensitivity", "String", "the destination's `sensitivity`; empty if it has none"),
+    ("context.now", "datetime", "the moment of the decision, UTC"),
+    ("context.attestation.age", "duration", "since the evidence was issued"),
+    ("context.attestation.issued_at", "datetime", "when the evidence was issued"),
+    ("context.attestation.provider", "String", "the TrustProvider that was believed"),
+    ("context.attestation.kind", "String", "`kubernetes` or `oidc`"),
+    ("context.request.method", "String", "HTTP method; empty for a bare connection"),
+    ("context.request.host", "String", "the judged host name"),
+    ("context.request.path", "String", "path without query, as it is sent"),
+];
+
+static PARSED: LazyLock<Schema> = LazyLock::new(|| {
+    let (schema, _) = Schema::from_cedarschema_str(SCHEMA).expect("a constant that a test parses");
+    schema
+});
+
+/// The schema, parsed once.
+#[must_use]
+pub fn schema() -> &'static Schema {
+    &PARSED
+}
+
+/// An expression that can't be used: what is wrong, and where in its text.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadExpression {
+    /// The sentence.
+    pub message: String,
+    /// Byte offset in the expression.
+    pub offset: usize,
+    /// In bytes.
+    pub length: usize,
+    /// What was probably meant; may be empty.
+    pub help: String,
+}
+
+/// The parts of a policy that come from a document.
+pub struct Source<'a> {
+    /// Its id: the document's name.
+    pub id: &'a str,
+    /// Whether it allows or forbids.
+    pub effect: Effect,
+    /// For an access policy: the workload and the destination.
+    pub scope: Option<(&'a str, &'a str)>,
+    /// How many rules it has; 0 restricts nothing.
+    pub rules: usize,
+    /// Names of conditions that must hold.
+    pub conditions: &'a [String],
+    /// The document's own expression.
+    pub when: Option<&'a str>,
+    /// What people read when a guardrail strikes.
+    pub reason: Option<&'a str>,
+}
+
+/// The id under which a rule is handed to Cedar when it matches.
+#[must_use]
+pub fn rule_id(policy: &str, index: usize) -> String {
+    format!("{policy}#{index}")
+}
+
+/// Makes the Cedar policy and checks it.
+///
+/// # Errors
+/// [`BadExpression`] if the document's expression does not parse, or names what a policy can't see.
+pub fn compile(source: &Source<'_>) -> Result<String, BadExpression> {
+    if let Some(when) = source.when {
+        // Alone first: what is not one expression must not become more than one by being put between braces.
+        when.parse::<Expression>().map_err(|errors| located(&errors, when, 0))?;
+    }
+    let (text, offset) = render(source);
+    let policy = Policy::parse(Some(PolicyId::new(source.id)), &text)
+        .map_err(|errors| located(&errors, source.when.unwrap_or_default(), offset))?;
+    let mut set = PolicySet::new();
+    set.add(policy).map_err(|error| BadExpression {
+        message: error.to_string(),
+        offset: 0,
+        length: 1,
+        help: String::new(),
+    })?;
+    let result = Validator::new(schema().clone()).validate(&set, ValidationMode::Strict);
+    match result.validation_errors().next() {
+        None => Ok(text),
+        Some(error) => Err(located(error, source.when.unwrap_or_default(), offset)),
+    }
+}
+
+/// The policy's text, and the offset at which the document's expression stands in it.
+fn render(source: &Source<'_>) -> (String, usize) {
+    let mut text = String::new();
+    if let Some(reason) = source.reason {
+        text.push_str(&format!("@reason({})\n", quote(reason)));
+    }
+    let effect = match source.effect {
+        Effect::Permit => "permit",
+        Effect::Forbid => "forbid",
+    };
+    match source.scope {
+        Some((workload, destination)) => text.push_str(&format!(
+            "{effect} (principal in Workload::{}, action, resource == Destination::{})",
+            quote(workload),
+            quote(destination)
+        )),
+        None => text.push_str(&format!("{effect} (principal, action, resource)")),
+    }
+    if source.rules > 0 {
+        let ids: Vec<String> = (0..source.rules).map(|index| quote(&rule_id(source.id, index))).collect();
+        text.push_str(&format!("\nwhen {{ context.rules.containsAny([{}]) }}", ids.join(", ")));
+    }
+    if !source.conditions.is_empty() {
+        let names: Vec<String> = source.conditions.iter().map(|name| quote(name)).collect();
+        text.push_str(&format!("\nwhen {{ context.conditions.containsAll([{}]) }}", names.join(", ")));
+    }
+    let mut offset = 0;
+    if let Some(when) = source.when {
+        text.push_str("\nwhen {\n");
+        offset = text.len();
+        // The newline ends a comment that the expression may end with.
+        text.push_str(when);
+        text.push_str("\n}");
+    }
+    text.push(';');
+    (text, offset)
+}
+
+/// A text as Cedar writes it.
+fn quote(text: &str) -> String {
+    let mut quoted = String::from("\"");
+    for c in text.chars() {
+        match c {
+            '"' | '\\' => quoted.extend(['\\', c]),
+            c if c.is_control() => quoted.push_str(&format!("\\u{{{:x}}}", u32::from(c))),
+            c => quoted.push(c),
+        }
+    }
+    quoted.push('"');
+    quoted
+}
+
+fn located(error: &dyn miette::Diagnostic, expression: &str, offset: usize) -> BadExpression {
+    let label = error.labels().and_then(|mut labels| labels.next());
+    let (at, length) = label.map_or((offset, expression.len()), |label| (label.offset(), label.len()));
+    let at = at.saturating_sub(offset).min(expression.len());
+    let length = length.min(expression.len() - at).max(1);
+    let message = error.to_string();
+    // Cedar names the policy, which is our text: people know the document.
+    let message = match message.split_once("`, ") {
+        Some((policy, rest)) if policy.starts_with("for policy `") => rest.to_owned(),
+        _ => message,
+    };
+    let help = error.help().map(|help| help.to_string()).unwrap_or_default();
+    BadExpression { message, offset: at, length, help }
+}
+
+/// Whether an expression looks at the clock: then a decision under it is good for a second at most. Errs on the safe
+/// side: a text that merely mentions it counts.
+#[must_use]
+pub fn reads_clock(when: Option<&str>) -> bool {
+    when.is_some_and(|when| when.contains("now") || when.contains("age"))
+}
+
+/// Whether an expression looks at the request beyond the rules: then a decision is for that request only.
+#[must_use]
+pub fn reads_request(policy: &CompiledPolicy) -> bool {
+    policy.cedar.contains("request")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(when: &str) -> Result<String, BadExpression> {
+        compile(&Source {
+            id: "payments/p",
+            effect: Effect::Permit,
+            scope: Some(("payments/billing", "payments/api")),
+            rules: 2,
+            conditions: &["payments/hours".to_owned()],
+            when: Some(when),
+            reason: None,
+        })
+    }
+
+    #[test]
+    fn good_expressions() {
+        for when in [
+            "context.attestation.age < duration(\"1h\")",
+            "context.now.toTime() > duration(\"8h\")",
+            "principal.hasTag(\"kubernetes.namespace\") && principal.getTag(\"kubernetes.namespace\") == \"a\"",
+            "resource.sensitivity != \"high\" // a comment",
+            "context.request.method == \"GET\"",
+        ] {
+            let text = with(when).unwrap_or_else(|error| panic!("{when}: {error:?}"));
+            assert!(text.contains(when));
+        }
+    }
+
+    #[test]
+    fn bad_expressions_point_at_their_fault() {
+        let cases = [
+            ("context.attestaton.age < duration(\"1h\")", "attestaton"),
+            ("context.attestation.age < ", ""),
+            ("principal.getTag(\"x\") == \"y\"", "principal.getTag"),
+        ];
+        for (when, fault) in cases {
+            let error = with(when).unwrap_err();
+            assert!(when[error.offset..].contains(fault), "{error:?}");
+            assert!(!error.message.contains("payments/p"), "{error:?}");
+        }
+    }
+
+    #[test]
+    fn an_expression_can_not_become_a_second_policy() {
+        let escape = "true }; permit(principal, action, resource) when { true";
+        assert!(with(escape).is_err());
+        assert!(with("true) || (true").is_err());
+    }
+}

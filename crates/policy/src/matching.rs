@@ -1,0 +1,219 @@
+//! What Cedar can't say: methods and path templates. One pure function, the same in proxy and control plane.
+//!
+//! A path is judged byte for byte as it is sent. One that two readers could take for two things (escapes of `.`, `/`
+//! and `\`, empty or dotted segments, parameters) matches no template, except where everything is allowed.
+
+use model::request::{Action, RequestFacts};
+use model::slice::Rule;
+
+/// Whether a rule speaks of this request. A rule that names methods or paths speaks of no bare connection.
+#[must_use]
+pub fn rule_matches(rule: &Rule, request: &RequestFacts) -> bool {
+    match request.action {
+        Action::Connect => rule.methods.is_empty() && rule.paths.iter().all(|path| is_everything(path)),
+        Action::Http => method_matches(rule, request) && path_matches(rule, request),
+    }
+}
+
+/// Whether the rule's methods have the request's.
+#[must_use]
+pub fn method_matches(rule: &Rule, request: &RequestFacts) -> bool {
+    rule.methods.is_empty() || rule.methods.iter().any(|method| *method == request.method)
+}
+
+/// Whether one of the rule's templates has the request's path.
+#[must_use]
+pub fn path_matches(rule: &Rule, request: &RequestFacts) -> bool {
+    if rule.paths.is_empty() || rule.paths.iter().any(|template| is_everything(template)) {
+        return true;
+    }
+    !is_ambiguous(&request.path)
+        && rule.paths.iter().any(|template| template_matches(template, &request.path))
+}
+
+fn is_everything(template: &str) -> bool {
+    template == "/**"
+}
+
+/// Whether a path matches a template: `*` is one segment, `**` any number of them, also none.
+#[must_use]
+pub fn template_matches(template: &str, path: &str) -> bool {
+    let (Some(template), Some(path)) = (template.strip_prefix('/'), path.strip_prefix('/')) else {
+        return false;
+    };
+    segments_match(Some(template), Some(path))
+}
+
+/// Matches what is left of both, segment by segment; `None` is nothing left at all. Two `**` in one template make this
+/// quadratic, not worse: what follows the last `**` is compared from the end.
+fn segments_match(template: Option<&str>, path: Option<&str>) -> bool {
+    let Some(template) = template else { return path.is_none() };
+    let (want, want_rest) = split(template);
+    if want == "**" {
+        let Some(rest) = want_rest else { return true };
+        let mut path = path;
+        loop {
+            if segments_match(Some(rest), path) {
+                return true;
+            }
+            match path.map(split) {
+                Some((_, rest)) => path = rest,
+                None => return false,
+            }
+        }
+    }
+    let Some(path) = path else { return false };
+    let (have, have_rest) = split(path);
+    let fits = if want == "*" { !have.is_empty() } else { want == have };
+    let nothing_but_stars = |rest: Option<&str>| rest == Some("**");
+    fits && (segments_match(want_rest, have_rest) || (have_rest.is_none() && nothing_but_stars(want_rest)))
+}
+
+fn split(text: &str) -> (&str, Option<&str>) {
+    match text.split_once('/') {
+        Some((first, rest)) => (first, Some(rest)),
+        None => (text, None),
+    }
+}
+
+/// Whether two readers could take the path for two things.
+#[must_use]
+pub fn is_ambiguous(path: &str) -> bool {
+    let Some(rest) = path.strip_prefix('/') else { return true };
+    let last = rest.split('/').count() - 1;
+    let segment_bad = |(index, segment): (usize, &str)| {
+        let empty = segment.is_empty() && index != last;
+        empty || segment == "." || segment == ".."
+    };
+    rest.split('/').enumerate().any(segment_bad)
+        || path.bytes().any(|byte| !byte.is_ascii_graphic() || b"\\;?#".contains(&byte))
+        || has_ambiguous_escape(path.as_bytes())
+}
+
+/// An escape that is not one, or that stands for a byte which some readers undo before they split the path: a dot, a
+/// slash, a backslash, a percent sign, a control.
+fn has_ambiguous_escape(path: &[u8]) -> bool {
+    let mut rest = path;
+    while let Some(position) = rest.iter().position(|byte| *byte == b'%') {
+        let Some(&[high, low]) = rest.get(position + 1..position + 3).and_then(|d| d.first_chunk::<2>())
+        else {
+            return true;
+        };
+        let digit = |byte: u8| char::from(byte).to_digit(16);
+        let (Some(high), Some(low)) = (digit(high), digit(low)) else { return true };
+        let byte = high * 16 + low;
+        if byte < 0x20 || byte == 0x7f || [b'.', b'/', b'\\', b'%', b';'].map(u32::from).contains(&byte) {
+            return true;
+        }
+        rest = &rest[position + 3..];
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use model::HostName;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn request(method: &str, path: &str) -> RequestFacts {
+        RequestFacts {
+            action: Action::Http,
+            method: method.into(),
+            host: HostName::new("a.example").unwrap(),
+            port: 443,
+            path: path.into(),
+            headers: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn templates() {
+        let cases = [
+            ("/v1/charges/**", "/v1/charges/42", true),
+            ("/v1/charges/**", "/v1/charges/42/lines", true),
+            ("/v1/charges/**", "/v1/charges", true),
+            ("/v1/charges/**", "/v1/charges/", true),
+            ("/v1/charges/**", "/v1/chargesx", false),
+            ("/v1/charges/**", "/v1/refunds", false),
+            ("/v1/*", "/v1/a", true),
+            ("/v1/*", "/v1/a/b", false),
+            ("/v1/*", "/v1/", false),
+            ("/v1/*", "/v1", false),
+            ("/**/x", "/x", true),
+            ("/**/x", "/a/b/x", true),
+            ("/**/x", "/a/b/xy", false),
+            ("/a/**/b/**/c", "/a/1/b/2/3/c", true),
+            ("/a/**/b/**/c", "/a/1/2/c", false),
+            ("/", "/", true),
+            ("/", "/a", false),
+            ("/a/", "/a", false),
+            ("/**", "/anything/at/all", true),
+        ];
+        for (template, path, expected) in cases {
+            assert_eq!(template_matches(template, path), expected, "{template} {path}");
+        }
+    }
+
+    #[test]
+    fn what_could_be_read_in_two_ways_matches_only_everything() {
+        let narrow = Rule { methods: vec![], paths: vec!["/v1/**".into()], credential: None };
+        let everything = Rule { methods: vec![], paths: vec!["/**".into()], credential: None };
+        let ambiguous = [
+            "/v1/%2e%2e/admin",
+            "/v1/../admin",
+            "/v1/./a",
+            "/v1//a",
+            "/v1/a;x=1",
+            "/v1/%2Fa",
+            "/v1/%5ca",
+            "/v1/a\\b",
+            "/v1/%",
+            "/v1/%4",
+            "/v1/%zz",
+            "/v1/%00",
+            "/v1/\u{e4}",
+            "/v1/%c0%ae%25",
+            "/v1/%252e",
+            "*",
+            "",
+        ];
+        for path in ambiguous {
+            assert!(is_ambiguous(path), "{path}");
+            assert!(!rule_matches(&narrow, &request("GET", path)), "{path}");
+            assert!(rule_matches(&everything, &request("GET", path)), "{path}");
+        }
+        for path in ["/v1/a%20b", "/v1/a+b", "/v1/a:b", "/v1/%C3%A4", "/v1/a/", "/v1/.well-known", "/v1/..."]
+        {
+            assert!(rule_matches(&narrow, &request("GET", path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_connection_has_neither_method_nor_path() {
+        let mut connect = request("", "");
+        connect.action = Action::Connect;
+        let rule = |methods: &[&str], paths: &[&str]| Rule {
+            methods: methods.iter().map(|m| (*m).to_owned()).collect(),
+            paths: paths.iter().map(|p| (*p).to_owned()).collect(),
+            credential: None,
+        };
+        assert!(rule_matches(&rule(&[], &[]), &connect));
+        assert!(rule_matches(&rule(&[], &["/**"]), &connect));
+        assert!(!rule_matches(&rule(&["GET"], &[]), &connect));
+        assert!(!rule_matches(&rule(&[], &["/a"]), &connect));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics_and_everything_matches(template in "/[a-z*/]{0,20}", path in ".{0,30}") {
+            let _ = template_matches(&template, &path);
+            let _ = is_ambiguous(&path);
+            let slashed = format!("/{path}");
+            prop_assert!(template_matches("/**", &slashed));
+        }
+    }
+}
