@@ -1,7 +1,22 @@
 //! The test harness: a world of namespaces, programs and clients as builders, so that a test reads as a story.
+//!
+//! ```text
+//! let mut world = World::started(Egress::Enforce)?;
+//! let billing = world.billing()?;
+//! assert_eq!(billing.payments("/v1/charges/42").send()?.status, 200);
+//! ```
 
 pub mod certificates;
+pub mod daemon;
+pub mod http;
 pub mod sandbox;
+pub mod search;
+pub mod workload;
+pub mod world;
 
 pub use certificates::Certificates;
+pub use daemon::Daemon;
+pub use http::{Answer, Call};
 pub use sandbox::{As, Mode, Output, Place, Process, Sandbox};
+pub use workload::{Evidence, Steady, Workload};
+pub use world::{Arrival, Egress, Seen, World};

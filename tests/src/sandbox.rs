@@ -331,10 +331,12 @@ const NO_NAMESPACES: &str = "could not make namespaces: run as root (in a contai
 const SET_UP: &str = r#"
 set -eu
 mount -t tmpfs -o mode=0755 tmpfs /run
-mkdir -p /run/netns /run/countersign/bin /run/countersign/etc /run/countersign/logs /run/countersign/trust
+mkdir -p /run/netns
+mkdir -p /run/countersign/bin /run/countersign/etc /run/countersign/logs /run/countersign/pki /run/countersign/trust
 mkdir -m 0777 /run/countersign/home
 mkdir -m 0711 /run/countersign/private
 mount --bind "$1" /run/countersign/bin
+mount -t tmpfs -o mode=1777 tmpfs /tmp
 printf '127.0.0.1 localhost\n::1 localhost\n' > /run/countersign/etc/hosts
 mount --bind /run/countersign/etc/hosts /etc/hosts
 # No resolver: every name that is needed is in the hosts file. A link into /run points at nothing by now.
