@@ -1,0 +1,35 @@
+# The verbs. `make help` lists them.
+.PHONY: help demo test lint build bench fuzz gen deny
+
+help: ## List the verbs
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
+
+demo: ## Show the main job from end to end, in network namespaces of its own
+	@.ci/tools nft curl
+	cargo build --workspace --bins
+	@cargo run --quiet -p demo
+
+test: lint build deny ## Everything that a change must pass; the closing line sums the tests up
+	.ci/gen --check
+	tests/fuzz/run 5
+	.ci/summary cargo test --workspace --no-fail-fast
+
+lint: ## Format and clippy, without warnings
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+
+build: ## The programs, which the tests run
+	cargo build --workspace --bins
+
+bench: ## What the proxy adds, against a direct call
+	cargo build --profile quick-release --workspace --bins
+	cargo run --profile quick-release -p benches
+
+fuzz: ## A minute of each fuzz target
+	tests/fuzz/run 60
+
+gen: ## Write the generated pages of docs/reference anew
+	.ci/gen
+
+deny: ## Bans, licences and sources of dependencies; advisories where their database can be reached
+	.ci/deny
