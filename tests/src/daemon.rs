@@ -64,9 +64,21 @@ impl Daemon {
     /// # Errors
     /// If it ends, or is not ready in time; with the last lines of its log.
     pub fn wait_until_ready(&mut self) -> anyhow::Result<()> {
+        self.wait_until("/readyz")
+    }
+
+    /// Waits until it answers at all: a program that lacks something is alive without being ready.
+    ///
+    /// # Errors
+    /// If it ends, or does not answer in time.
+    pub fn wait_until_live(&mut self) -> anyhow::Result<()> {
+        self.wait_until("/livez")
+    }
+
+    fn wait_until(&mut self, question: &str) -> anyhow::Result<()> {
         let deadline = Instant::now() + READY;
         let mut said = String::new();
-        while !self.is_ready(&mut said)? {
+        while !self.answers(question, &mut said)? {
             if !self.process.is_alive() {
                 bail!("{} has ended:\n{}", self.recipe.name, self.process.tail());
             }
@@ -89,10 +101,10 @@ impl Daemon {
     /// # Errors
     /// If it can't be asked.
     pub fn ready(&self) -> anyhow::Result<bool> {
-        self.is_ready(&mut String::new())
+        self.answers("/readyz", &mut String::new())
     }
 
-    fn is_ready(&self, said: &mut String) -> anyhow::Result<bool> {
+    fn answers(&self, question: &str, said: &mut String) -> anyhow::Result<bool> {
         let Some(probe) = &self.recipe.probe else { return Ok(true) };
         let mut curl = self.sandbox.command(place(&self.recipe), As::Root, "curl").args([
             "-sS",

@@ -8,6 +8,7 @@
 
 pub mod certificates;
 pub mod daemon;
+pub mod footprint;
 pub mod http;
 pub mod sandbox;
 pub mod search;
@@ -16,6 +17,7 @@ pub mod world;
 
 pub use certificates::Certificates;
 pub use daemon::Daemon;
+pub use footprint::Footprint;
 pub use http::{Answer, Call};
 pub use sandbox::{As, Mode, Output, Place, Process, Sandbox};
 pub use workload::{Evidence, Steady, Workload};

@@ -132,6 +132,12 @@ impl Sandbox {
         self.mode
     }
 
+    /// Its first process, as seen from outside; when that ends, all others do.
+    #[must_use]
+    pub fn init(&self) -> u32 {
+        self.init
+    }
+
     /// A file inside, as it can be opened from outside.
     #[must_use]
     pub fn outside(&self, inside: impl AsRef<Path>) -> PathBuf {

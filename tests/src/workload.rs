@@ -314,6 +314,8 @@ pub struct Made {
     pub id: String,
     /// 0 if there was no answer.
     pub status: u16,
+    /// When it was sent, in milliseconds since 1970.
+    pub sent: u128,
     /// Our code, or what failed.
     pub note: String,
 }
@@ -366,10 +368,11 @@ pub fn tally(calls: &[Made]) -> BTreeMap<u16, usize> {
 }
 
 fn made(line: &str) -> Option<Made> {
-    let mut words = line.splitn(3, ' ');
+    let mut words = line.splitn(4, ' ');
     Some(Made {
         id: words.next()?.to_owned(),
         status: words.next()?.parse().ok()?,
+        sent: words.next()?.parse().ok()?,
         note: words.next()?.to_owned(),
     })
 }
@@ -393,8 +396,11 @@ mod tests {
 
     #[test]
     fn a_line_is_read() {
-        let line = made("r-1 403 CS5001").unwrap();
-        assert_eq!((line.id.as_str(), line.status, line.note.as_str()), ("r-1", 403, "CS5001"));
+        let line = made("r-1 403 17 CS5001").unwrap();
+        assert_eq!(
+            (line.id.as_str(), line.status, line.sent, line.note.as_str()),
+            ("r-1", 403, 17, "CS5001")
+        );
         assert_eq!(made("thread 'main' panicked"), None);
     }
 }

@@ -2,12 +2,13 @@
 //!
 //! Like a program written before anybody thought of Countersign: it reads its roots once, at its start
 //! (`SSL_CERT_FILE`), keeps its connection as long as that works, and opens a new one when it does not. It prints one
-//! line for each call, `ID STATUS NOTE`, the status 0 if there was no answer, and ends when its standard input does.
+//! line for each call, `ID STATUS MS NOTE`: the status is 0 if there was no answer, MS is when it was sent, in
+//! milliseconds since 1970. It ends when its standard input does.
 
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -23,9 +24,9 @@ use tokio::net::TcpStream;
 /// Calls one URL until its standard input ends.
 #[derive(Debug, Parser)]
 struct Settings {
-    /// What to call (https).
+    /// What to call (https); `{id}` is replaced by the call's id.
     #[arg(long)]
-    url: Uri,
+    url: String,
 
     /// The method.
     #[arg(long, default_value = "GET")]
@@ -91,18 +92,20 @@ async fn caller(
         }
         made += 1;
         let id = format!("{}-{}", settings.name, number.fetch_add(1, Ordering::Relaxed));
-        let line = match tokio::time::timeout(PATIENCE, call(&settings, &tls, &mut connection, &id)).await {
-            Ok(Ok(line)) => line,
-            Ok(Err(error)) => {
-                connection = None;
-                format!("0 {}", format!("{error:#}").replace(['\n', ' '], "_"))
-            }
-            Err(_) => {
-                connection = None;
-                "0 timed_out".to_owned()
-            }
-        };
-        say(&format!("{id} {line}"));
+        let sent = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let (status, note) =
+            match tokio::time::timeout(PATIENCE, call(&settings, &tls, &mut connection, &id)).await {
+                Ok(Ok(answer)) => answer,
+                Ok(Err(error)) => {
+                    connection = None;
+                    (0, format!("{error:#}").replace('\n', " "))
+                }
+                Err(_) => {
+                    connection = None;
+                    (0, "timed out".to_owned())
+                }
+            };
+        say(&format!("{id} {status} {sent} {note}"));
         tokio::time::sleep(Duration::from_millis(settings.pause_ms)).await;
     }
 }
@@ -123,9 +126,10 @@ async fn call(
     tls: &tokio_rustls::TlsConnector,
     connection: &mut Option<Connection>,
     id: &str,
-) -> anyhow::Result<String> {
-    let host = settings.url.host().context("no host")?;
-    let port = settings.url.port_u16().unwrap_or(443);
+) -> anyhow::Result<(u16, String)> {
+    let url: Uri = settings.url.replace("{id}", id).parse()?;
+    let host = url.host().context("no host")?;
+    let port = url.port_u16().unwrap_or(443);
     let open = match connection {
         Some(open) => open,
         None => connection.insert(connect(tls, host, port, settings.http2).await?),
@@ -135,20 +139,20 @@ async fn call(
     let response = match open {
         Connection::Http1(sender) => {
             sender.ready().await?;
-            let path = settings.url.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
-            let authority = settings.url.authority().context("no authority")?.as_str();
+            let path = url.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+            let authority = url.authority().context("no authority")?.as_str();
             sender.send_request(request.uri(path).header(header::HOST, authority).body(body)?).await?
         }
         Connection::Http2(sender) => {
             sender.ready().await?;
-            sender.send_request(request.uri(&settings.url).body(body)?).await?
+            sender.send_request(request.uri(&url).body(body)?).await?
         }
     };
     let status = response.status().as_u16();
     let code = response.headers().get("countersign-code").and_then(|code| code.to_str().ok());
     let note = code.unwrap_or("-").to_owned();
     response.into_body().collect().await?;
-    Ok(format!("{status} {note}"))
+    Ok((status, note))
 }
 
 async fn connect(
