@@ -106,14 +106,9 @@ impl Daemon {
 
     fn answers(&self, question: &str, said: &mut String) -> anyhow::Result<bool> {
         let Some(probe) = &self.recipe.probe else { return Ok(true) };
-        let mut curl = self.sandbox.command(place(&self.recipe), As::Root, "curl").args([
-            "-sS",
-            "--max-time",
-            "2",
-            "-w",
-            "%{http_code}",
-            &probe.url,
-        ]);
+        let url = probe.url.replace("/readyz", question);
+        let curl = self.sandbox.command(place(&self.recipe), As::Root, "curl");
+        let mut curl = curl.args(["-sS", "--max-time", "2", "-w", "%{http_code}"]).arg(&url);
         if let Some(root) = &probe.root {
             curl = curl.args(["--cacert", root]);
         }

@@ -592,6 +592,20 @@ impl Drop for Process {
     }
 }
 
+/// Ends a sandbox by its first process (see [`Sandbox::init`]); says whether it has ended.
+#[must_use]
+pub fn end(init: u32) -> bool {
+    signal(init, Signal::KILL);
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Path::new(&format!("/proc/{init}/ns/net")).exists() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
 /// Where our programs are: `COUNTERSIGN_BIN_DIR`, or beside the program or test that runs.
 ///
 /// # Errors
