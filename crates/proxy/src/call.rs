@@ -26,9 +26,7 @@ use model::audit::{CallResult, Intent, Outcome, Refusal, StandingCredential, Wha
 use model::decision::NearMiss;
 use model::destination::HttpVersion;
 use model::slice::Egress;
-use model::{
-    Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, Verdict,
-};
+use model::{Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, Verdict};
 use policy::{Question, Snapshot};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -104,7 +102,9 @@ async fn open(
     let opening = tls::peek(stream, first, first_patience).await.ok()?;
     match opening {
         Opening::Closed => None,
-        Opening::Silent if may_wait_for_server => passage::server_first(worker, stream, first, original).await,
+        Opening::Silent if may_wait_for_server => {
+            passage::server_first(worker, stream, first, original).await
+        }
         Opening::Silent => None,
         known => Some(known),
     }
@@ -152,7 +152,8 @@ impl Begun {
                 }
             }
             Opening::Http1 => {
-                let host = head::host(&mut self.stream, &mut self.first, self.worker.shared.limits.head).await;
+                let host =
+                    head::host(&mut self.stream, &mut self.first, self.worker.shared.limits.head).await;
                 match route_http(snapshot, host.as_ref(), self.original.0) {
                     Route::Requests | Route::Refuse(_) => self.requests_in_clear(&Opening::Http1).await,
                     route => self.carried(route, host.map(|h| h.to_string()), "http").await,
@@ -176,12 +177,12 @@ impl Begun {
     async fn carried(self, route: Route, name: Option<String>, protocol: &'static str) {
         let Self { worker, caller, original, stream, first } = self;
         let Some(caller) = caller else { return };
-        passage::carry(&worker, &caller, route, passage::Passing { original, stream, first, name, protocol }).await;
+        passage::carry(&worker, &caller, route, passage::Passing { original, stream, first, name, protocol })
+            .await;
     }
 
     async fn requests_in_clear(self, opening: &Opening) {
-        let version =
-            if matches!(opening, Opening::Http2) { HttpVersion::Http2 } else { HttpVersion::Http1 };
+        let version = if matches!(opening, Opening::Http2) { HttpVersion::Http2 } else { HttpVersion::Http1 };
         let channel = Channel { original: self.original.0, name: None, secure: false };
         let connection = Connection { worker: self.worker, caller: self.caller, channel, version };
         serve(Rc::new(connection), Rewind::new(self.first, self.stream)).await;
@@ -222,8 +223,7 @@ impl Begun {
         else {
             return fallback;
         };
-        let key =
-            OriginKey::new(caller.id.clone(), name.clone(), self.original.0.port(), true, destination);
+        let key = OriginKey::new(caller.id.clone(), name.clone(), self.original.0.port(), true, destination);
         let origin = self.worker.pool.origin(key);
         if let Some(known) = origin.version_for(offered, &destination.http_versions) {
             return Some(known);
@@ -287,7 +287,7 @@ struct Refused {
     facts: Option<RequestFacts>,
     method: String,
     destination: Option<ResourceRef>,
-    decision: Option<Decision>,
+    decision: Option<Arc<Decision>>,
     /// Whether its intent is recorded already: then the outcome is too, and there is no refusal to record.
     recorded: bool,
 }
@@ -315,7 +315,7 @@ struct Judged {
     snapshot: Arc<Snapshot>,
     caller: Arc<Caller>,
     destination: Arc<Destination>,
-    decision: Decision,
+    decision: Arc<Decision>,
 }
 
 async fn carry(
@@ -326,7 +326,8 @@ async fn carry(
     body: Body,
 ) -> Result<Response<Body>, Box<Refused>> {
     // 3 protocol
-    let facts = facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
+    let facts =
+        facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
     // 4 identity, 5 policy
     let mut judged = judge(connection, &facts)?;
     // 6 credential
@@ -363,12 +364,8 @@ fn judge(connection: &Connection, facts: &RequestFacts) -> Result<Judged, Box<Re
         refused.destination = Some(destination.name.clone());
         return Err(refused);
     }
-    let decision = snapshot.decide(&Question {
-        caller: &caller,
-        destination: &destination,
-        request: facts,
-        now: now(),
-    });
+    let decision =
+        snapshot.decide(&Question { caller: &caller, destination: &destination, request: facts, now: now() });
     let judged = Judged { snapshot, caller, destination, decision };
     match &judged.decision.verdict {
         Verdict::Allow { .. } => Ok(judged),
@@ -486,7 +483,10 @@ fn note_standing(connection: &Connection, id: DecisionId, judged: &Judged, stand
             decision: id,
             caller: judged.caller.id.clone(),
             header: removed.header.clone(),
-            fingerprint: connection.caller.as_ref().map_or_else(String::new, |c| c.fingerprint(&removed.value)),
+            fingerprint: connection
+                .caller
+                .as_ref()
+                .map_or_else(String::new, |c| c.fingerprint(&removed.value)),
         };
         // The spool may be full; the call itself is then refused if it needs a credential.
         let _ = connection.worker.shared.audit.write(What::StandingCredential(event));
@@ -538,7 +538,11 @@ impl Act {
         Ok(self.finish(open, registration, response))
     }
 
-    async fn dispatch(&mut self, open: &Rc<Open>, request: Request<Body>) -> Result<Response<Body>, Box<Refused>> {
+    async fn dispatch(
+        &mut self,
+        open: &Rc<Open>,
+        request: Request<Body>,
+    ) -> Result<Response<Body>, Box<Refused>> {
         let worker = &self.connection.worker;
         let channel = &self.connection.channel;
         let (caller, host) = (self.judged.caller.id.clone(), self.facts.host.clone());
@@ -653,7 +657,14 @@ impl Act {
 /// Records a request that could not be read.
 pub fn refuse_unread(connection: &Connection, id: DecisionId, failure: &Failure) {
     let failure = Failure::new(failure.code, failure.detail.clone());
-    let nothing = Refused { failure, facts: None, method: String::new(), destination: None, decision: None, recorded: false };
+    let nothing = Refused {
+        failure,
+        facts: None,
+        method: String::new(),
+        destination: None,
+        decision: None,
+        recorded: false,
+    };
     let _ = refuse(connection, id, nothing);
 }
 

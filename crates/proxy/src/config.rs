@@ -42,11 +42,21 @@ pub struct Settings {
 
     /// The instance's directory: its CA, the channel's key, the last policy. Must be readable by this UID alone; in a
     /// pod, a memory-backed volume that no other container mounts.
-    #[arg(long, env = "COUNTERSIGN_PROXY_STATE", value_name = "DIR", default_value = "/run/countersign/proxy")]
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_STATE",
+        value_name = "DIR",
+        default_value = "/run/countersign/proxy"
+    )]
     pub state: PathBuf,
 
     /// Directory of the audit spool, on disk.
-    #[arg(long, env = "COUNTERSIGN_PROXY_SPOOL", value_name = "DIR", default_value = "/var/lib/countersign/spool")]
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_SPOOL",
+        value_name = "DIR",
+        default_value = "/var/lib/countersign/spool"
+    )]
     pub spool: PathBuf,
 
     /// Most that the audit spool may hold, in MiB.
@@ -62,7 +72,12 @@ pub struct Settings {
     pub control: String,
 
     /// The control plane's root certificate (PEM).
-    #[arg(long, env = "COUNTERSIGN_PROXY_CONTROL_CA", value_name = "FILE", required_unless_present = "control_fingerprint")]
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_CONTROL_CA",
+        value_name = "FILE",
+        required_unless_present = "control_fingerprint"
+    )]
     pub control_ca: Option<PathBuf>,
 
     /// Fingerprint of the control plane's root key, instead of its certificate: sha256:HEX.
@@ -86,7 +101,12 @@ pub struct Settings {
     pub mark: Option<u32>,
 
     /// Where to write the trust bundle for the application (PEM).
-    #[arg(long, env = "COUNTERSIGN_PROXY_BUNDLE", value_name = "FILE", default_value = "/run/countersign/trust/ca-bundle.pem")]
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_BUNDLE",
+        value_name = "FILE",
+        default_value = "/run/countersign/trust/ca-bundle.pem"
+    )]
     pub bundle: PathBuf,
 
     /// More roots (PEM) for upstreams, beside the system's.

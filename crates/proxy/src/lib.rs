@@ -1,1 +1,27 @@
-//! countersign-proxy: the data plane, and `capture`, which installs the redirect.
+//! countersign-proxy: the data plane.
+//!
+//! [`call`] reads as the table of the nine stages; each stage is a module of its name. [`session`] is the control
+//! plane's side of it, [`worker`] the thread that carries calls.
+
+pub mod answer;
+pub mod audit;
+pub mod authority;
+pub mod call;
+pub mod caller;
+pub mod capture;
+pub mod config;
+pub mod credential;
+pub mod exchange;
+pub mod metrics;
+pub mod passage;
+pub mod policy;
+pub mod program;
+pub mod protocol;
+pub mod rewrite;
+pub mod session;
+pub mod socket;
+pub mod splice;
+pub mod state;
+pub mod tls;
+pub mod upstream;
+pub mod worker;

@@ -50,8 +50,11 @@ impl Metrics {
                 "Values of the application's own in headers that the proxy owns.",
             )?,
             duration: Histogram::with_opts(
-                HistogramOpts::new("countersign_call_seconds", "From a request's arrival to its answer's head.")
-                    .buckets(prometheus::exponential_buckets(0.000_25, 2.0, 16)?),
+                HistogramOpts::new(
+                    "countersign_call_seconds",
+                    "From a request's arrival to its answer's head.",
+                )
+                .buckets(prometheus::exponential_buckets(0.000_25, 2.0, 16)?),
             )?,
         };
         registry.register(Box::new(metrics.connections.clone()))?;

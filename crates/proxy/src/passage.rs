@@ -82,21 +82,24 @@ pub async fn carry(worker: &Rc<Worker>, caller: &Arc<CallerState>, route: Route,
     let Passing { original, mut stream, first, name, protocol } = passing;
     let addresses = match (&route, &name) {
         (Route::Refuse(code), _) => {
-            let failure = Failure::new(*code, format!("{} is not carried", target(original, name.as_deref())));
+            let failure =
+                Failure::new(*code, format!("{} is not carried", target(original, name.as_deref())));
             refuse(worker, Some(caller), name.as_deref(), original, &failure);
             worker.shared.metrics.failed(&failure);
             tls::close(stream).await;
             return;
         }
         // What is covered goes to the name that was judged, what is not to where the application dialled.
-        (Route::Connection(destination), Some(name)) => match judged_addresses(worker, name, destination, original).await {
-            Ok(addresses) => addresses,
-            Err(failure) => {
-                refuse(worker, Some(caller), Some(name), original, &failure);
-                worker.shared.metrics.failed(&failure);
-                return;
+        (Route::Connection(destination), Some(name)) => {
+            match judged_addresses(worker, name, destination, original).await {
+                Ok(addresses) => addresses,
+                Err(failure) => {
+                    refuse(worker, Some(caller), Some(name), original, &failure);
+                    worker.shared.metrics.failed(&failure);
+                    return;
+                }
             }
-        },
+        }
         _ => vec![original.0],
     };
     let patience = worker.shared.limits.patience.connect;
@@ -190,9 +193,9 @@ fn judge(caller: Arc<CallerState>, route: &Route, passing: &Described) -> Judge 
                     request: &facts,
                     now,
                 });
-                match decision.verdict {
+                match &decision.verdict {
                     Verdict::Allow { .. } => Ok(decision.valid_until),
-                    Verdict::Deny { code, reason } => Err(Failure::new(code, reason)),
+                    Verdict::Deny { code, reason } => Err(Failure::new(*code, reason.clone())),
                 }
             })
         }

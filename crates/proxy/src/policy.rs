@@ -49,9 +49,7 @@ pub fn route_tls(
 /// Where a connection goes that is neither TLS nor HTTP, or whose application waits for the server to speak.
 pub fn route_unknown(snapshot: &Snapshot, original: SocketAddr) -> Route {
     match snapshot.cover_address(original.ip(), original.port()) {
-        Some(destination) if destination.protocol == Protocol::Tcp => {
-            Route::Connection(destination.clone())
-        }
+        Some(destination) if destination.protocol == Protocol::Tcp => Route::Connection(destination.clone()),
         Some(_) => Route::Refuse(Code::UnknownProtocol),
         None => uncovered(snapshot),
     }
@@ -63,9 +61,7 @@ pub fn route_http(snapshot: &Snapshot, host: Option<&HostName>, original: Socket
         .and_then(|host| snapshot.cover(host, original.port()))
         .or_else(|| snapshot.cover_address(original.ip(), original.port()));
     match covering {
-        Some(destination) if destination.protocol == Protocol::Tcp => {
-            Route::Connection(destination.clone())
-        }
+        Some(destination) if destination.protocol == Protocol::Tcp => Route::Connection(destination.clone()),
         // Whether the clear is allowed is judged with each request.
         Some(_) => Route::Requests,
         None => uncovered(snapshot),

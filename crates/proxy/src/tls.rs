@@ -15,7 +15,9 @@ use model::{Code, Failure, HostName, UnixMillis};
 use protocols::client_hello::{self, ClientHello};
 use protocols::detect::{self, Detected};
 use rustls::ServerConfig;
-use rustls::server::{ClientHello as RustlsHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert};
+use rustls::server::{
+    ClientHello as RustlsHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
+};
 use rustls::sign::CertifiedKey;
 use tokio::io::{AsyncReadExt, AsyncWrite};
 use tokio::net::TcpStream;
@@ -186,9 +188,7 @@ impl ResolvesServerCert for OneLeaf {
 
 /// Tells distrust, which somebody can mend by setting a variable, from all other ways in which a handshake fails.
 fn handshake_failure(name: &HostName, error: io::Error) -> Failure {
-    use rustls::AlertDescription::{
-        BadCertificate, CertificateUnknown, UnknownCA, UnsupportedCertificate,
-    };
+    use rustls::AlertDescription::{BadCertificate, CertificateUnknown, UnknownCA, UnsupportedCertificate};
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     match tls {
         Some(rustls::Error::AlertReceived(
@@ -199,7 +199,9 @@ fn handshake_failure(name: &HostName, error: io::Error) -> Failure {
         ),
         _ if error.kind() == io::ErrorKind::UnexpectedEof => Failure::new(
             Code::DownstreamHandshake,
-            format!("the application left during the handshake for {name}; probably it does not trust the proxy"),
+            format!(
+                "the application left during the handshake for {name}; probably it does not trust the proxy"
+            ),
         ),
         _ => Failure::new(Code::DownstreamHandshake, format!("the handshake for {name} failed")),
     }

@@ -22,8 +22,7 @@ pub struct Captured {
 }
 
 /// The loopback addresses to which the redirect sends, one for each family.
-pub const REDIRECT_TARGETS: [IpAddr; 2] =
-    [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
+pub const REDIRECT_TARGETS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::LOCALHOST), IpAddr::V6(Ipv6Addr::LOCALHOST)];
 
 /// Listens for redirected connections; several workers listen on one port and the kernel spreads connections over
 /// them (`SO_REUSEPORT`).

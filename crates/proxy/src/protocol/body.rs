@@ -157,8 +157,7 @@ impl Http2Body {
                 None => self.data_done = true,
             }
         }
-        let trailers: Option<HeaderMap> =
-            ready!(self.stream.poll_trailers(cx)).map_err(BodyError::Http2)?;
+        let trailers: Option<HeaderMap> = ready!(self.stream.poll_trailers(cx)).map_err(BodyError::Http2)?;
         Poll::Ready(trailers.map(|trailers| Ok(Frame::trailers(trailers))))
     }
 

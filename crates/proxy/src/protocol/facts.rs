@@ -32,7 +32,8 @@ pub fn facts(parts: &Parts, channel: &Channel) -> Result<RequestFacts, Failure> 
     let host = judged_host(&authority.host, channel)?;
     let port = channel.original.port();
     if authority.port.is_some_and(|named| named != port) {
-        let detail = format!("the request is for port {}, its connection for {port}", authority.port.unwrap_or(0));
+        let detail =
+            format!("the request is for port {}, its connection for {port}", authority.port.unwrap_or(0));
         return Err(Failure::new(Code::Misdirected, detail));
     }
     carried(parts)?;

@@ -24,10 +24,11 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
     let serving = connection.clone();
     let service = service_fn(move |request: Request<Incoming>| {
         let connection = serving.clone();
-        async move {
+        // Boxed: the connection itself must stay movable, so that it can be taken apart at its end.
+        Box::pin(async move {
             let request = request.map(Body::from_http1);
             Ok::<_, Infallible>(call::exchange(&connection, request).await)
-        }
+        })
     });
     let mut served = Builder::new()
         .preserve_header_case(true)
@@ -63,7 +64,8 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
 /// What was wrong with a request that never became one.
 fn unreadable(error: &hyper::Error) -> Failure {
     if error.is_parse_too_large() {
-        Failure::new(Code::HeaderTooLarge, "the request's header has too many fields or bytes").because(error.to_string())
+        Failure::new(Code::HeaderTooLarge, "the request's header has too many fields or bytes")
+            .because(error.to_string())
     } else {
         Failure::new(Code::MalformedRequest, "the request is not valid HTTP/1.1").because(error.to_string())
     }

@@ -6,14 +6,14 @@ use std::task::Poll;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use h2::server::SendResponse;
 use h2::RecvStream;
+use h2::server::SendResponse;
 use http::{Request, Response, header};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::pump::{Stopped, pump};
 use super::Body;
+use super::pump::{Stopped, pump};
 use crate::call::{self, Connection};
 
 /// Windows towards applications, for one stream and for a connection.

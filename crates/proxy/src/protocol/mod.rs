@@ -8,7 +8,7 @@ pub mod facts;
 pub mod head;
 pub mod http1;
 pub mod http2;
-mod own_answer;
+pub mod own_answer;
 pub mod pump;
 pub mod rewind;
 

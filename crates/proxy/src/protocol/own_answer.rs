@@ -52,7 +52,8 @@ impl<T> OwnAnswer<T> {
 fn automatic_tail(bytes: &[u8]) -> Option<usize> {
     let from = bytes.len().saturating_sub(AUTOMATIC_MAX);
     let tail = &bytes[from..];
-    let start = AUTOMATIC.iter().find_map(|line| tail.windows(line.len()).rposition(|window| window == *line))?;
+    let start =
+        AUTOMATIC.iter().find_map(|line| tail.windows(line.len()).rposition(|window| window == *line))?;
     let head = &tail[start..];
     let bare = head.ends_with(b"\r\n\r\n")
         && head.windows(4).filter(|window| window == b"\r\n\r\n").count() == 1
@@ -76,7 +77,11 @@ impl<T: AsyncWrite + Unpin> OwnAnswer<T> {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for OwnAnswer<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }

@@ -69,11 +69,7 @@ fn poll_source(
 }
 
 /// Sends one chunk, split by what the peer's window takes: what is queued beyond it would be memory without bound.
-async fn send_data(
-    mut data: Bytes,
-    last: bool,
-    sink: &mut SendStream<Bytes>,
-) -> Result<(), Stopped> {
+async fn send_data(mut data: Bytes, last: bool, sink: &mut SendStream<Bytes>) -> Result<(), Stopped> {
     if data.is_empty() && last {
         return sink.send_data(data, true).map_err(Stopped::Sink);
     }

@@ -75,8 +75,9 @@ pub async fn secure(
     patience: Duration,
 ) -> Result<Link, Failure> {
     let config = roots.config(destination, offer)?;
-    let server = ServerName::try_from(name.as_str().to_owned())
-        .map_err(|e| Failure::new(Code::UpstreamTls, format!("{name} can't be verified as a name")).because(e))?;
+    let server = ServerName::try_from(name.as_str().to_owned()).map_err(|e| {
+        Failure::new(Code::UpstreamTls, format!("{name} can't be verified as a name")).because(e)
+    })?;
     let connecting = TlsConnector::from(Arc::clone(&config)).connect(server, stream);
     let tls = match timeout(patience, connecting).await {
         Ok(Ok(tls)) => tls,

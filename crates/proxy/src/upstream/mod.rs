@@ -12,7 +12,6 @@ pub mod send;
 use model::Failure;
 
 /// A failure of this stage, with whether the request may be sent again: nothing of it has reached the upstream.
-#[derive(Debug)]
 pub struct SendFailure {
     /// What to tell the application.
     pub failure: Failure,

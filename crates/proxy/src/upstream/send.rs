@@ -82,7 +82,11 @@ impl Sender<'_> {
     ///
     /// # Errors
     /// A failure of this stage; `unsent` holds the request if nothing of it went out.
-    pub async fn send(&self, request: Request<Body>, version: HttpVersion) -> Result<Response<Body>, SendFailure> {
+    pub async fn send(
+        &self,
+        request: Request<Body>,
+        version: HttpVersion,
+    ) -> Result<Response<Body>, SendFailure> {
         match version {
             HttpVersion::Http1 => self.send_http1(request).await,
             HttpVersion::Http2 => match self.http2().await? {
@@ -104,7 +108,9 @@ impl Sender<'_> {
         let sender = match self.open(&[HttpVersion::Http1]).await? {
             Fresh::Http1(sender) => sender,
             // The server chose what was not offered.
-            Fresh::Http2(_) => return Err(bad_answer("the server's choice of protocol was not offered").into()),
+            Fresh::Http2(_) => {
+                return Err(bad_answer("the server's choice of protocol was not offered").into());
+            }
         };
         self.try_http1(sender, request).await
     }
@@ -181,7 +187,8 @@ impl Sender<'_> {
         let head = Request::from_parts(parts, ());
         let ended = body.is_end_stream();
         let mut sender = sender.ready().await.map_err(|e| SendFailure::from(http2_failure(e)))?;
-        let (answer, sink) = sender.send_request(head, ended).map_err(|e| SendFailure::from(http2_failure(e)))?;
+        let (answer, sink) =
+            sender.send_request(head, ended).map_err(|e| SendFailure::from(http2_failure(e)))?;
         let upload = (!ended).then(|| {
             let task = tokio::task::spawn_local(async move {
                 if let Err(stopped) = pump::pump(body, sink).await {

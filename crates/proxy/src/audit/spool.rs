@@ -1,0 +1,438 @@
+//! The audit stream of this proxy on disk: numbered, chained, bounded, delivered at least once.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::fs::{DirBuilder, File};
+use std::io;
+use std::os::unix::fs::DirBuilderExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context as _, bail};
+use model::DecisionId;
+use model::audit::{CallResult, Event, Gap, Hash, Outcome, Record, What};
+use rustix::fs::FlockOperation;
+
+use super::segment::{SEGMENT_BYTES, Segment};
+
+/// The spool, held by one proxy.
+pub struct Spool {
+    directory: PathBuf,
+    stream: String,
+    segments: VecDeque<Segment>,
+    open_intents: HashMap<DecisionId, u64>,
+    open_sequences: BTreeSet<u64>,
+    acknowledged: u64,
+    segments_max: usize,
+    dropped: u64,
+    _lock: File,
+}
+
+/// There is no room for another event.
+#[derive(Debug)]
+pub struct Full;
+
+impl Spool {
+    /// Opens the spool, or begins one. Intents without an outcome are closed as `unknown`: the proxy died in between.
+    ///
+    /// # Errors
+    /// If the directory can't be used, or another proxy holds it.
+    pub fn open(directory: &Path, bytes_max: u64, now: model::UnixMillis) -> anyhow::Result<Self> {
+        let describe = || format!("audit spool {}", directory.display());
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(describe)?;
+        let lock = File::create(directory.join("lock")).with_context(describe)?;
+        rustix::fs::flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .with_context(|| format!("{} is held by another proxy", describe()))?;
+        let segments_max = usize::try_from(bytes_max / SEGMENT_BYTES as u64).unwrap_or(usize::MAX);
+        if segments_max < 2 {
+            bail!("the audit spool needs at least 2 MiB");
+        }
+        let mut spool = Self {
+            stream: stream_name(directory).with_context(describe)?,
+            directory: directory.to_owned(),
+            segments: VecDeque::new(),
+            open_intents: HashMap::new(),
+            open_sequences: BTreeSet::new(),
+            acknowledged: 0,
+            segments_max,
+            dropped: 0,
+            _lock: lock,
+        };
+        spool.recover(now).with_context(describe)?;
+        Ok(spool)
+    }
+
+    fn recover(&mut self, now: model::UnixMillis) -> anyhow::Result<()> {
+        let mut paths: Vec<PathBuf> = std::fs::read_dir(&self.directory)?
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .filter(|path| path.extension().is_some_and(|extension| extension == "spool"))
+            .collect();
+        paths.sort();
+        let mut torn = false;
+        for path in paths {
+            let Some((segment, scanned)) = Segment::open(&path, &self.stream)? else {
+                // It was made but never begun; nothing is in it.
+                std::fs::remove_file(&path)?;
+                continue;
+            };
+            if let Some(last) = self.segments.back()
+                && (segment.first() != last.next())
+            {
+                bail!("{} does not follow the segment before it", path.display());
+            }
+            torn |= scanned.torn;
+            scanned.records.iter().for_each(|record| self.note(record));
+            self.segments.push_back(segment);
+        }
+        if self.segments.is_empty() {
+            self.segments.push_back(Segment::create(&self.directory, 1, Hash::default())?);
+        }
+        self.acknowledged = self.segments[0].first() - 1;
+        if torn {
+            self.append_event(&Event {
+                time: now,
+                what: What::Gap(Gap { count: None, reason: "torn_tail".into() }),
+            })?;
+        }
+        let orphans: Vec<DecisionId> = self.open_intents.keys().copied().collect();
+        for decision in orphans {
+            let unknown = Outcome {
+                decision,
+                result: CallResult::Unknown,
+                status: None,
+                code: None,
+                bytes_up: 0,
+                bytes_down: 0,
+                duration_us: 0,
+            };
+            self.append_event(&Event { time: now, what: What::Outcome(unknown) })?;
+        }
+        Ok(())
+    }
+
+    /// Keeps the books of intents that have no outcome yet.
+    fn note(&mut self, record: &Record) {
+        match serde_json::from_slice::<Event>(&record.payload).map(|event| event.what) {
+            Ok(What::Intent(intent)) => self.opened(intent.decision, record.sequence),
+            Ok(What::Outcome(outcome)) => self.closed(outcome.decision),
+            _ => {}
+        }
+    }
+
+    fn opened(&mut self, decision: DecisionId, sequence: u64) {
+        self.open_sequences.insert(sequence);
+        if let Some(earlier) = self.open_intents.insert(decision, sequence) {
+            self.open_sequences.remove(&earlier);
+        }
+    }
+
+    fn closed(&mut self, decision: DecisionId) {
+        if let Some(sequence) = self.open_intents.remove(&decision) {
+            self.open_sequences.remove(&sequence);
+        }
+    }
+
+    /// Appends an event that opens something or stands alone.
+    ///
+    /// # Errors
+    /// [`Full`] if the spool has no room: one segment is kept for the outcomes of what is open.
+    pub fn append(&mut self, event: &Event) -> Result<u64, Full> {
+        if self.dropped > 0 && self.has_room(self.segments_max - 1) {
+            let gap = Gap { count: Some(self.dropped), reason: "spool_full".to_owned() };
+            let gap = Event { time: event.time, what: What::Gap(gap) };
+            self.append_within(&gap, self.segments_max - 1).map_err(|_| Full)?;
+            self.dropped = 0;
+        }
+        self.append_within(event, self.segments_max - 1).map_err(|_| Full)
+    }
+
+    /// Appends the outcome of something that is open; uses the segment that is kept for it.
+    ///
+    /// # Errors
+    /// [`Full`] if even that is full.
+    pub fn append_outcome(&mut self, event: &Event) -> Result<u64, Full> {
+        self.append_within(event, self.segments_max).map_err(|_| Full)
+    }
+
+    /// An event was not recorded; the gap will be, as soon as there is room.
+    pub const fn count_dropped(&mut self) {
+        self.dropped += 1;
+    }
+
+    fn append_event(&mut self, event: &Event) -> io::Result<u64> {
+        self.append_within(event, usize::MAX)
+    }
+
+    fn append_within(&mut self, event: &Event, segments_max: usize) -> io::Result<u64> {
+        let payload = serde_json::to_vec(event)?;
+        let stream = self.stream.clone();
+        let current = self.segments.back_mut().ok_or(io::ErrorKind::NotFound)?;
+        let sequence = match current.append(&stream, &payload) {
+            Some(sequence) => sequence,
+            None => {
+                let (next, hash) = (current.next(), current.hash());
+                if !self.has_room(segments_max) {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                let mut fresh = Segment::create(&self.directory, next, hash)?;
+                let sequence = fresh.append(&stream, &payload).ok_or(io::ErrorKind::FileTooLarge)?;
+                self.segments.push_back(fresh);
+                sequence
+            }
+        };
+        match &event.what {
+            What::Intent(intent) => self.opened(intent.decision, sequence),
+            What::Outcome(outcome) => self.closed(outcome.decision),
+            _ => {}
+        }
+        Ok(sequence)
+    }
+
+    fn has_room(&self, segments_max: usize) -> bool {
+        self.segments.len() < segments_max
+    }
+
+    /// Whether the next event that needs a new segment would find none.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        !self.has_room(self.segments_max - 1)
+    }
+
+    /// The stream's name.
+    #[must_use]
+    pub fn stream(&self) -> &str {
+        &self.stream
+    }
+
+    /// The number of the last event.
+    #[must_use]
+    pub fn last(&self) -> u64 {
+        self.segments.back().map_or(0, |segment| segment.next() - 1)
+    }
+
+    /// Events that the control plane has not acknowledged.
+    #[must_use]
+    pub fn pending(&self) -> u64 {
+        self.last().saturating_sub(self.acknowledged)
+    }
+
+    /// The events after `sequence`, at most `limit`.
+    #[must_use]
+    pub fn records_after(&self, sequence: u64, limit: usize) -> Vec<Record> {
+        let segment = self.segments.iter().find(|segment| segment.next() > sequence + 1);
+        segment.map(|segment| segment.records_after(&self.stream, sequence, limit)).unwrap_or_default()
+    }
+
+    /// The first number that is still here.
+    #[must_use]
+    pub fn first(&self) -> u64 {
+        self.segments.front().map_or(1, Segment::first)
+    }
+
+    /// Everything up to `sequence` is stored elsewhere. Segments go when all of theirs is, and no open intent is in
+    /// them: a crash must still find it.
+    pub fn acknowledge(&mut self, sequence: u64) {
+        self.acknowledged = self.acknowledged.max(sequence.min(self.last()));
+        let needed = self.open_sequences.first().copied().unwrap_or(u64::MAX);
+        while self.segments.len() > 1
+            && self.segments[0].next() - 1 <= self.acknowledged
+            && self.segments[0].next() <= needed
+        {
+            if let Some(segment) = self.segments.pop_front()
+                && let Err(error) = segment.delete()
+            {
+                tracing::warn!(stage = "audit", %error, "a delivered part of the spool could not be removed");
+            }
+        }
+    }
+
+    /// The files that may have been written to lately: the current one, and the one before it.
+    #[must_use]
+    pub fn current_files(&self) -> Vec<Arc<File>> {
+        self.segments.iter().rev().take(2).map(Segment::file).collect()
+    }
+}
+
+/// The name of the stream that this directory holds: made once, with the directory.
+fn stream_name(directory: &Path) -> anyhow::Result<String> {
+    let path = directory.join("stream");
+    match std::fs::read_to_string(&path) {
+        Ok(name) if name.starts_with("proxy/") => Ok(name),
+        Ok(_) => bail!("{} does not hold a stream's name", path.display()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let name = format!("proxy/{:032x}", rand::random::<u128>());
+            service::files::write_atomically(&path, name.as_bytes(), 0o600)?;
+            Ok(name)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use model::audit::Passed;
+    use model::{SpiffeId, UnixMillis};
+
+    use super::*;
+
+    const NOW: UnixMillis = UnixMillis(1_795_514_400_000);
+
+    fn event(decision: u64, size: usize) -> Event {
+        Event {
+            time: NOW,
+            what: What::Passed(Passed {
+                decision: DecisionId(decision),
+                caller: SpiffeId::new("spiffe://demo/a").unwrap(),
+                address: "a".repeat(size),
+                name: None,
+                protocol: "tcp".into(),
+                destination: None,
+            }),
+        }
+    }
+
+    fn intent(decision: u64) -> Event {
+        Event {
+            time: NOW,
+            what: What::Intent(model::audit::Intent {
+                decision: DecisionId(decision),
+                caller: SpiffeId::new("spiffe://demo/a").unwrap(),
+                subject: None,
+                action: "http".into(),
+                method: "GET".into(),
+                destination: "n/d".parse().unwrap(),
+                authority: "a:443".into(),
+                path: "/".into(),
+                policies: vec![],
+                version: model::Version::default(),
+                provider: None,
+                grant: None,
+                upstream: "10.0.0.1:443".into(),
+            }),
+        }
+    }
+
+    fn all(spool: &Spool) -> Vec<Record> {
+        let mut records: Vec<Record> = Vec::new();
+        loop {
+            let after = records.last().map_or(spool.first() - 1, |record| record.sequence);
+            let more = spool.records_after(after, 100);
+            if more.is_empty() {
+                return records;
+            }
+            records.extend(more);
+        }
+    }
+
+    fn whole(records: &[Record]) -> bool {
+        let linked = records
+            .windows(2)
+            .all(|pair| pair[1].previous == pair[0].hash && pair[1].sequence == pair[0].sequence + 1);
+        linked && records.iter().all(Record::is_whole)
+    }
+
+    #[test]
+    fn events_are_chained_and_survive_a_reopening() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        for n in 0..5000 {
+            spool.append(&event(n, 500)).unwrap();
+        }
+        let before = all(&spool);
+        assert_eq!(before.len(), 5000);
+        assert!(whole(&before));
+        drop(spool);
+        let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        spool.append(&event(1, 1)).unwrap();
+        let after = all(&spool);
+        assert_eq!(after.len(), 5001);
+        assert!(whole(&after));
+        assert_eq!(after[4999], before[4999]);
+    }
+
+    #[test]
+    fn an_intent_without_outcome_is_closed_as_unknown() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        spool.append(&intent(7)).unwrap();
+        drop(spool);
+        let spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        let records = all(&spool);
+        let last: Event = serde_json::from_slice(&records[1].payload).unwrap();
+        assert!(matches!(
+            last.what,
+            What::Outcome(Outcome { decision: DecisionId(7), result: CallResult::Unknown, .. })
+        ));
+        drop(spool);
+        assert_eq!(all(&Spool::open(directory.path(), 8 << 20, NOW).unwrap()).len(), 2, "closed once");
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_off_and_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        spool.append(&event(1, 100)).unwrap();
+        spool.append(&event(2, 100)).unwrap();
+        drop(spool);
+        let path = directory.path().join("00000000000000000001.spool");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let position = bytes.windows(4).rposition(|window| window == b"aaaa").unwrap();
+        bytes[position] = b'b';
+        std::fs::write(&path, bytes).unwrap();
+        let records = all(&Spool::open(directory.path(), 8 << 20, NOW).unwrap());
+        assert_eq!(records.len(), 2);
+        assert!(whole(&records));
+        let last: Event = serde_json::from_slice(&records[1].payload).unwrap();
+        assert!(matches!(last.what, What::Gap(Gap { ref reason, .. }) if reason == "torn_tail"));
+    }
+
+    #[test]
+    fn a_full_spool_refuses_but_outcomes_still_fit() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(directory.path(), 2 << 20, NOW).unwrap();
+        spool.append(&intent(7)).unwrap();
+        let mut count = 0;
+        while spool.append(&event(count, 1000)).is_ok() {
+            count += 1;
+        }
+        assert!(spool.is_full());
+        spool.count_dropped();
+        let outcome = Outcome {
+            decision: DecisionId(7),
+            result: CallResult::Completed,
+            status: Some(200),
+            code: None,
+            bytes_up: 0,
+            bytes_down: 0,
+            duration_us: 1,
+        };
+        spool.append_outcome(&Event { time: NOW, what: What::Outcome(outcome) }).unwrap();
+        spool.acknowledge(spool.last());
+        // Room again: the gap comes first, numbered like everything else.
+        spool.append(&event(1, 1)).unwrap();
+        let records = all(&spool);
+        let gap = records.iter().any(|record| {
+            let event: Event = serde_json::from_slice(&record.payload).unwrap();
+            matches!(event.what, What::Gap(Gap { count: Some(1), .. }))
+        });
+        assert!(gap && whole(&records));
+    }
+
+    #[test]
+    fn an_open_intent_keeps_its_segment() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(directory.path(), 16 << 20, NOW).unwrap();
+        spool.append(&intent(7)).unwrap();
+        for n in 0..3000 {
+            spool.append(&event(n, 1000)).unwrap();
+        }
+        spool.acknowledge(spool.last());
+        assert_eq!((spool.first(), spool.pending()), (1, 0));
+    }
+
+    #[test]
+    fn only_one_proxy_holds_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let _held = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        assert!(Spool::open(directory.path(), 8 << 20, NOW).is_err());
+    }
+}

@@ -1,0 +1,188 @@
+//! Puts the parts together and keeps them running until the program is told to stop.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use prometheus::Registry;
+use service::health::{self, Readiness};
+use service::telemetry;
+
+use crate::audit::Audit;
+use crate::authority::{self, Authority};
+use crate::caller::{CallerState, Callers};
+use crate::capture::accept;
+use crate::config::{LogFormat, OnFull, Settings};
+use crate::credential;
+use crate::metrics::Metrics;
+use crate::session::{self, Session};
+use crate::socket::SocketOptions;
+use crate::state::StateDir;
+use crate::upstream::connect::Patience;
+use crate::upstream::roots::Roots;
+use crate::worker::{Limits, Shared, Worker, now};
+
+/// Carries the workload's calls until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If something that is needed can't be had; what is wrong with it is said.
+pub fn serve(settings: &Settings) -> anyhow::Result<()> {
+    service::tls_provider::install();
+    let format = match settings.log_format {
+        LogFormat::Auto => telemetry::Format::Auto,
+        LogFormat::Text => telemetry::Format::Text,
+        LogFormat::Json => telemetry::Format::Json,
+    };
+    let log = telemetry::init(&settings.log, format)?;
+    service::process::harden().context("the process could not be made unreadable for others")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(settings, log))
+}
+
+/// The control thread: session, health, signals. Calls are carried on the workers' threads.
+async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<()> {
+    let registry = Registry::new();
+    let readiness = Readiness::default();
+    let policy_missing = readiness.block("first policy");
+    let workers_missing = readiness.block("listeners");
+    let state = Arc::new(StateDir::open(&settings.state)?);
+    let authority = Arc::new(Authority::open(&state, now())?);
+    let operator_roots = match &settings.roots {
+        Some(path) => service::roots::from_file(path).context("--roots")?,
+        None => Vec::new(),
+    };
+    let mut bundle_roots = service::roots::system();
+    bundle_roots.extend(operator_roots.iter().cloned());
+    authority::write_bundle(&settings.bundle, &bundle_roots, authority.certificate())?;
+    let on_full = settings.audit_on_full == OnFull::Drop;
+    let audit = Audit::open(&settings.spool, settings.spool_max_mib << 20, on_full, &registry)?;
+    let (cache, orders) = credential::cache();
+    let cache = Arc::new(cache);
+    let caller = Arc::new(CallerState::new(cache.clone()));
+    let session = Session::new(
+        session::run::config(settings, &state)?,
+        caller.clone(),
+        state,
+        audit.clone(),
+        log.clone(),
+        &registry,
+    )?;
+    let (drain, watch) = service::drain::new();
+    let shared = Arc::new(Shared {
+        callers: Callers::sidecar(caller.clone()),
+        audit: audit.clone(),
+        authority,
+        ticketer: rustls::crypto::aws_lc_rs::Ticketer::new()?,
+        roots: Roots::new(service::roots::store(&operator_roots)?),
+        socket: SocketOptions { mark: settings.mark },
+        limits: limits(settings),
+        own_ports: [settings.listen_port, settings.health.port()].into(),
+        metrics: Metrics::new(&registry)?,
+        drain: watch,
+    });
+    let health = tokio::spawn(health::serve(settings.health, readiness.clone(), registry));
+    let workers = start_workers(settings, &shared)?;
+    drop(workers_missing);
+    tokio::spawn(orders.serve(cache, session.clone()));
+    tokio::spawn(session.run());
+    tokio::spawn(log.serve_signals());
+    tokio::spawn(async move {
+        let mut changed = caller.changed();
+        while caller.snapshot().is_none() {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+        drop(policy_missing);
+    });
+    tokio::select! {
+        signal = service::signals::shutdown() => tracing::info!(signal = signal?, "draining"),
+        served = health => served?.context("health and metrics can't be served")?,
+    }
+    drain.start();
+    drained(settings, &shared, &audit).await;
+    drain.finish();
+    for worker in workers {
+        let _ = worker.join();
+    }
+    tracing::info!(pending = audit.pending(), "stopped");
+    Ok(())
+}
+
+fn limits(settings: &Settings) -> Limits {
+    let connect = Duration::from_secs(settings.connect_timeout);
+    Limits {
+        patience: Patience { connect, handshake: connect },
+        answer: Duration::from_secs(settings.answer_timeout),
+        head: settings.head_patience(),
+        connections: settings.max_connections,
+        head_bytes: settings.max_header_kib << 10,
+        streams: settings.max_streams,
+    }
+}
+
+/// One thread for each worker, each with listeners of its own on both families.
+fn start_workers(
+    settings: &Settings,
+    shared: &Arc<Shared>,
+) -> anyhow::Result<Vec<std::thread::JoinHandle<()>>> {
+    let count = match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, std::num::NonZero::get),
+        count => count,
+    };
+    (0..count)
+        .map(|index| {
+            let (shared, port) = (shared.clone(), settings.listen_port);
+            let (told, ready) = std::sync::mpsc::channel();
+            let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
+                let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                    Ok(runtime) => runtime,
+                    Err(error) => return drop(told.send(Err(error.into()))),
+                };
+                runtime.block_on(async move {
+                    let began = begin(shared, port);
+                    match began {
+                        Ok((worker, listeners)) => {
+                            let _ = told.send(Ok(()));
+                            worker.run(listeners).await;
+                        }
+                        Err(error) => drop(told.send(Err(error))),
+                    }
+                });
+            })?;
+            ready.recv().context("a worker did not start")??;
+            Ok(thread)
+        })
+        .collect()
+}
+
+fn begin(
+    shared: Arc<Shared>,
+    port: u16,
+) -> anyhow::Result<(std::rc::Rc<Worker>, Vec<tokio::net::TcpListener>)> {
+    let listeners = accept::REDIRECT_TARGETS
+        .iter()
+        .map(|address| {
+            accept::listen(*address, port).with_context(|| {
+                format!("could not listen on {address} port {port}; both IPv4 and IPv6 loopback are needed")
+            })
+        })
+        .collect::<anyhow::Result<Vec<_>>>()?;
+    Ok((Worker::new(shared)?, listeners))
+}
+
+/// Waits until nothing is open and everything is delivered, or the time for that is over.
+async fn drained(settings: &Settings, shared: &Shared, audit: &Audit) {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(settings.drain);
+    while tokio::time::Instant::now() < deadline {
+        if shared.metrics.connections.get() == 0 && audit.pending() == 0 {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tracing::warn!(
+        connections = shared.metrics.connections.get(),
+        pending = audit.pending(),
+        "the time to drain is over"
+    );
+}

@@ -1,0 +1,50 @@
+//! Delivers audit events: at least once, in order, acknowledged.
+
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use wire::v1;
+use wire::v1::control_plane_client::ControlPlaneClient;
+
+use crate::audit::Audit;
+
+/// Events in one message.
+const BATCH: usize = 256;
+
+/// Messages that may be under way without an acknowledgement.
+const UNDER_WAY: usize = 4;
+
+/// Delivers until the stream ends.
+///
+/// # Errors
+/// Why it ended.
+pub async fn run(audit: &Audit, mut client: ControlPlaneClient<Channel>) -> Result<(), tonic::Status> {
+    let (requests, receiver) = mpsc::channel(UNDER_WAY);
+    let sending = audit.clone();
+    let pump = async move {
+        // What was delivered but not acknowledged when the last stream ended is sent again; it is stored once.
+        let mut sent = sending.before_first();
+        loop {
+            let records = sending.records_after(sent, BATCH).await;
+            sent = records.last().map_or(sent, |record| record.sequence);
+            let request = v1::ReportRequest { records: records.iter().map(Into::into).collect() };
+            if requests.send(request).await.is_err() {
+                return;
+            }
+        }
+    };
+    let receive = async {
+        let mut acknowledgements = client.report(ReceiverStream::new(receiver)).await?.into_inner();
+        let stream = audit.stream();
+        while let Some(stored) = acknowledgements.message().await? {
+            if stored.stream == stream {
+                audit.acknowledge(stored.stored);
+            }
+        }
+        Ok(())
+    };
+    tokio::select! {
+        () = pump => Ok(()),
+        ended = receive => ended,
+    }
+}

@@ -1,0 +1,27 @@
+//! The proxy's own sockets: told from the application's by their owner, or by a mark.
+
+use std::io;
+use std::net::SocketAddr;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpSocket, TcpStream};
+
+/// How the redirect tells the proxy's sockets from the application's.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SocketOptions {
+    /// `SO_MARK`; needs CAP_NET_ADMIN in the network namespace. Without one the proxy's UID must exempt it.
+    pub mark: Option<u32>,
+}
+
+/// Connects from a socket that is not redirected.
+///
+/// # Errors
+/// As connecting does; also if the mark may not be set, since the connection would come back to us.
+pub async fn connect_tcp(address: SocketAddr, options: &SocketOptions) -> io::Result<TcpStream> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    TcpSocket::from_std_stream(socket.into()).connect(address).await
+}
