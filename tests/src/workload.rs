@@ -104,6 +104,12 @@ impl Workload {
         &self.name
     }
 
+    /// Where it runs.
+    #[must_use]
+    pub fn sandbox(&self) -> &Arc<Sandbox> {
+        &self.sandbox
+    }
+
     /// Its network namespace.
     #[must_use]
     pub fn place(&self) -> Place<'_> {

@@ -54,6 +54,10 @@ struct Settings {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9090")]
     admin: SocketAddr,
 
+    /// Ask for a client certificate that one of these roots (PEM) has signed, and take no connection without.
+    #[arg(long, value_name = "FILE")]
+    client_ca: Option<PathBuf>,
+
     /// Offer only this version of HTTP.
     #[arg(long, value_enum)]
     only: Option<serve::Version>,
@@ -71,7 +75,7 @@ async fn main() -> anyhow::Result<()> {
     })?;
     let seen = Arc::new(Seen::default());
     let api = Arc::new(api::Api::new(verifier, seen.clone()));
-    let tls = serve::tls(&settings.certificate, &settings.key, settings.only)?;
+    let tls = serve::tls(&settings.certificate, &settings.key, settings.client_ca.as_deref(), settings.only)?;
     for address in settings.listen {
         let listener =
             serve::listen(address).await.with_context(|| format!("could not listen on {address}"))?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpListener;
@@ -30,23 +31,42 @@ pub(crate) async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> 
 }
 
 /// TLS 1.2 and 1.3 with the given certificate, both versions of HTTP unless only one is wanted.
-pub(crate) fn tls(certificate: &Path, key: &Path, only: Option<Version>) -> anyhow::Result<TlsAcceptor> {
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .with_context(|| format!("could not read certificates from {}", certificate.display()))?;
+pub(crate) fn tls(
+    certificate: &Path,
+    key: &Path,
+    client_ca: Option<&Path>,
+    only: Option<Version>,
+) -> anyhow::Result<TlsAcceptor> {
+    let chain = certificates(certificate)?;
     let key = PrivateKeyDer::from_pem_file(key)
         .with_context(|| format!("could not read a private key from {}", key.display()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(chain, key)?;
+    let builder = rustls::ServerConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()?;
+    let builder = match client_ca {
+        Some(path) => {
+            let mut roots = rustls::RootCertStore::empty();
+            for root in certificates(path)? {
+                roots.add(root)?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build()?;
+            builder.with_client_cert_verifier(verifier)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, key)?;
     config.alpn_protocols = match only {
         Some(Version::Http1) => vec![b"http/1.1".to_vec()],
         Some(Version::Http2) => vec![b"h2".to_vec()],
         None => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
     };
     Ok(TlsAcceptor::from(Arc::new(config)))
+}
+
+fn certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    CertificateDer::pem_file_iter(path)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .with_context(|| format!("could not read certificates from {}", path.display()))
 }
 
 /// Serves the API until the program ends.

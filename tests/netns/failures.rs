@@ -1,0 +1,301 @@
+//! The failure table of the design, row by row, for HTTP: what happens when something is not as it should be.
+
+use std::time::Duration;
+
+use tests::world::{PAYMENTS, SERVICE_ROOT};
+use tests::{Answer, As, Certificates, Egress, Evidence, Place, Sandbox, Workload, World};
+
+use crate::{events, eventually};
+
+const CHARGE: &str = "/v1/charges/42";
+const SOON: Duration = Duration::from_secs(5);
+
+fn started(egress: Egress) -> (World, Workload) {
+    let mut world = World::started(egress).unwrap();
+    let billing = world.billing().unwrap();
+    (world, billing)
+}
+
+#[track_caller]
+fn refused(answer: &Answer, status: u16, code: &str) {
+    assert_eq!((answer.status, answer.code()), (status, code), "{answer:?} {}", answer.text());
+    assert_eq!(answer.header("retry-after"), "", "no Retry-After: {answer:?}");
+}
+
+#[test]
+fn observe_passes_what_is_not_covered_untouched_and_records_it() {
+    let (world, mut billing) = started(Egress::Observe);
+    // Verified by the server's own root alone: whoever had opened the connection would be noticed.
+    let url = "https://issuer.demo.test:8443/openid/v1/jwks";
+    for family in ["-4", "-6"] {
+        let answer = billing.curl(url).args([family, "--cacert", SERVICE_ROOT]).send().unwrap();
+        assert_eq!(answer.status, 200, "{answer:?}");
+    }
+    eventually(SOON, || !events(&world, "passed").is_empty());
+    assert!(billing.proxy().ready().unwrap());
+}
+
+#[test]
+fn enforce_refuses_what_is_not_covered() {
+    let (_world, billing) = started(Egress::Enforce);
+    refused(&billing.curl("https://issuer.demo.test:8443/openid/v1/jwks").send().unwrap(), 403, "CS5005");
+    refused(&billing.curl("http://issuer.demo.test:8080/").send().unwrap(), 403, "CS5005");
+}
+
+#[test]
+fn a_server_that_speaks_first_is_heard_in_observe_and_not_dialled_in_enforce() {
+    for (egress, heard) in [(Egress::Observe, true), (Egress::Enforce, false)] {
+        let mut world = World::started(egress).unwrap();
+        // A workload that no document names: the mode is the control plane's.
+        let mut nightly = world.workload("nightly", Evidence::pod("batch", "nightly")).unwrap();
+        nightly.start_proxy().unwrap();
+        nightly.redirect().unwrap();
+        let log = world.sandbox().outside("/run/countersign/logs/greeter.log");
+        let greeter = "import socket\n\
+            s = socket.create_server(('10.77.0.10', 2525))\n\
+            print('listening', flush=True)\n\
+            while True:\n    c, _ = s.accept(); print('dialled', flush=True); c.sendall(b'220 hello\\r\\n'); c.close()\n";
+        let greeter = world
+            .sandbox()
+            .command(Place::Service, As::Root, "/usr/bin/python3")
+            .args(["-c", greeter])
+            .start("greeter", &log)
+            .unwrap();
+        eventually(SOON, || greeter.logs().contains("listening"));
+        let listen = "exec 3<>/dev/tcp/10.77.0.10/2525 && timeout 3 head -c 9 <&3";
+        let output = nightly.application("bash").args(["-c", listen]).output(SOON * 2).unwrap();
+        assert_eq!(output.text() == "220 hello", heard, "{egress:?} {output:?}");
+        assert_eq!(greeter.logs().contains("dialled"), heard, "{egress:?} {}", greeter.logs());
+    }
+}
+
+#[test]
+fn without_the_control_plane_what_was_granted_works_and_nothing_new_is_granted() {
+    let (mut world, mut billing) = started(Egress::Enforce);
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    world.control().kill9();
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    assert!(billing.proxy().ready().unwrap(), "readiness does not fall with the control plane");
+    // Another proxy for the same instance has the last policy, but no credential.
+    billing.proxy().kill9();
+    billing.proxy().restart().unwrap();
+    billing.proxy().wait_until_live().unwrap();
+    let call = |billing: &Workload| billing.payments(CHARGE);
+    let (_, answer) = billing.eventually(SOON, call, |answer| answer.status == 503).unwrap();
+    refused(&answer, 503, "CS6001");
+    world.control().restart().unwrap();
+    world.control().wait_until_ready().unwrap();
+    billing.eventually(SOON * 2, call, |answer| answer.status == 200).unwrap();
+    assert_eq!(world.seen().unwrap().requests.iter().filter(|seen| seen.caller.is_none()).count(), 0);
+}
+
+#[test]
+fn a_certificate_that_does_not_verify_costs_no_byte_of_the_credential() {
+    let stranger = Certificates::new("Somebody else").unwrap();
+    for (name, leaf) in [
+        ("another root", stranger.server(&[PAYMENTS])),
+        ("another name", Ok(stranger.server(&["elsewhere.demo.test"]).unwrap())),
+    ] {
+        let (mut world, billing) = started(Egress::Enforce);
+        let leaf = leaf.unwrap();
+        present(&mut world, &leaf);
+        refused(&billing.payments(CHARGE).send().unwrap(), 502, "CS8001");
+        assert_eq!(world.seen().unwrap().count, 0, "{name}");
+    }
+    let (mut world, billing) = started(Egress::Enforce);
+    let expired = world.certificates().expired(&[PAYMENTS]).unwrap();
+    present(&mut world, &expired);
+    refused(&billing.payments(CHARGE).send().unwrap(), 502, "CS8001");
+    let elsewhere = world.certificates().server(&["elsewhere.demo.test"]).unwrap();
+    present(&mut world, &elsewhere);
+    refused(&billing.payments(CHARGE).send().unwrap(), 502, "CS8001");
+    assert_eq!(world.seen().unwrap().count, 0);
+}
+
+/// The service starts again with another certificate.
+fn present(world: &mut World, leaf: &tests::certificates::Leaf) {
+    let directory = format!("{}/{PAYMENTS}", tests::sandbox::PRIVATE);
+    world.sandbox().write(format!("{directory}/certificate.pem"), &leaf.certificate).unwrap();
+    world.sandbox().write(format!("{directory}/key.pem"), &leaf.key).unwrap();
+    world.service().kill9();
+    world.service().restart().unwrap();
+    world.service().wait_until_ready().unwrap();
+}
+
+#[test]
+fn an_upstream_that_wants_a_client_certificate_is_told_apart() {
+    let (mut world, billing) = started(Egress::Enforce);
+    let change = |args: &mut Vec<String>| args.extend(["--client-ca".to_owned(), SERVICE_ROOT.to_owned()]);
+    world.service().restart_with(change).unwrap();
+    world.service().wait_until_ready().unwrap();
+    refused(&billing.payments(CHARGE).send().unwrap(), 502, "CS8002");
+    assert_eq!(world.seen().unwrap().count, 0);
+}
+
+#[test]
+fn an_upstream_that_is_away_or_slow_is_502_or_504() {
+    let (mut world, mut billing) = started(Egress::Enforce);
+    let change = |args: &mut Vec<String>| args.extend(["--answer-timeout".to_owned(), "1".to_owned()]);
+    billing.proxy().restart_with(change).unwrap();
+    billing.proxy().wait_until_ready().unwrap();
+    refused(&billing.payments("/v1/charges/slow?ms=4000").send().unwrap(), 504, "CS8004");
+    world.service().kill9();
+    refused(&billing.payments(CHARGE).send().unwrap(), 502, "CS8003");
+}
+
+#[test]
+fn a_credential_that_the_upstream_no_longer_takes_is_replaced_once_a_minute() {
+    let (world, billing) = started(Egress::Enforce);
+    let first = billing.payments("/v1/charges/stale?key=a").send().unwrap();
+    assert_eq!(first.status, 200, "{first:?}");
+    let second = billing.payments("/v1/charges/stale?key=b").send().unwrap();
+    assert_eq!(second.status, 401, "at most once a minute: {second:?}");
+    assert_eq!(second.code(), "", "the answer is the upstream's");
+    let grants: Vec<_> = world.seen().unwrap().requests.into_iter().filter_map(|seen| seen.grant).collect();
+    assert_ne!(grants[0], grants[1]);
+}
+
+#[test]
+fn names_that_disagree_are_misdirected() {
+    let (world, billing) = started(Egress::Enforce);
+    for version in ["--http1.1", "--http2"] {
+        let call = billing.payments(CHARGE).args([version]).header("Host: elsewhere.demo.test");
+        refused(&call.send().unwrap(), 421, "CS3006");
+        let call = billing.payments(CHARGE).args([version]).header("Host: payments.demo.test:8443");
+        refused(&call.send().unwrap(), 421, "CS3006");
+    }
+    assert_eq!(world.seen().unwrap().count, 0);
+}
+
+#[test]
+fn what_the_application_dials_does_not_decide_where_the_credential_goes() {
+    let (world, billing) = started(Egress::Enforce);
+    // It dials the issuer's address, but asks for the service: the proxy resolves the judged name itself.
+    let call = billing.payments(CHARGE).args(["--resolve", "payments.demo.test:443:10.77.0.11"]);
+    assert_eq!(call.send().unwrap().status, 200);
+    assert_eq!(world.seen().unwrap().count, 1);
+}
+
+#[test]
+fn malformed_and_oversized_requests_are_refused() {
+    let (world, billing) = started(Egress::Enforce);
+    let call = || billing.payments(CHARGE).http1();
+    refused(&call().args(["-H", "Host;"]).send().unwrap(), 400, "CS3001");
+    refused(&call().header("Transfer-Encoding: gzip, chunked").body("x").send().unwrap(), 400, "CS3001");
+    let long = format!("x-long: {}", "a".repeat(90_000));
+    let answer = call().header(&long).send().unwrap();
+    assert_eq!(answer.status, 431, "{answer:?}");
+    assert_eq!(call().method("TRACE").send().unwrap().status, 405);
+    assert_eq!(world.seen().unwrap().count, 0);
+}
+
+#[test]
+fn a_header_of_ours_is_never_the_application_s() {
+    let (world, billing) = started(Egress::Enforce);
+    for version in ["--http1.1", "--http2"] {
+        let call = billing.payments(CHARGE).args([version]);
+        let call = call.header("Authorization: Bearer standing").header("aUTHORIZATION: Basic c3RhbmRpbmc=");
+        assert_eq!(call.send().unwrap().status, 200);
+    }
+    let seen = world.seen().unwrap();
+    assert_eq!(seen.authorised, 2);
+    assert!(seen.requests.iter().all(|request| request.authorizations == 1));
+    eventually(SOON, || !events(&world, "standing_credential").is_empty());
+    let text = format!("{:?}", events(&world, "standing_credential"));
+    assert!(!text.contains("standing\"") && !text.contains("c3RhbmRpbmc"), "by fingerprint only: {text}");
+}
+
+#[test]
+fn a_credential_is_never_sent_in_the_clear() {
+    let (world, billing) = started(Egress::Enforce);
+    refused(&billing.curl("http://payments.demo.test:443/v1/charges/42").send().unwrap(), 403, "CS3008");
+    assert_eq!(world.seen().unwrap().count, 0);
+}
+
+#[test]
+fn a_covered_name_that_leads_to_a_forbidden_address_is_refused() {
+    let (world, billing) = started(Egress::Enforce);
+    let hosts = "127.0.0.1 localhost\n169.254.169.254 payments.demo.test\n10.77.0.12 control.demo.test\n";
+    world.sandbox().write("/run/countersign/etc/hosts", hosts).unwrap();
+    refused(&billing.payments(CHARGE).send().unwrap(), 403, "CS1002");
+}
+
+#[test]
+fn with_the_proxy_dead_nothing_leaves() {
+    let (world, mut billing) = started(Egress::Observe);
+    billing.proxy().kill9();
+    for url in ["https://payments.demo.test/v1/charges/42", "https://issuer.demo.test:8443/openid/v1/jwks"] {
+        let answer = billing.curl(url).send().unwrap();
+        // curl 7: the connection was refused.
+        assert_eq!((answer.status, answer.exit), (0, 7), "{answer:?}");
+    }
+    assert_eq!(world.seen().unwrap().count, 0);
+}
+
+#[test]
+fn a_proxy_told_to_stop_finishes_what_is_open() {
+    let (_world, mut billing) = started(Egress::Enforce);
+    let mut slow = billing.steady("slow", "/v1/charges/slow?ms=1500&id={id}", &["--calls", "1"]).unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert_eq!(billing.proxy().terminate().unwrap(), 0);
+    slow.wait_for(200, 1, SOON).unwrap();
+}
+
+#[test]
+fn a_full_spool_stops_calls_that_need_a_credential_and_no_others() {
+    let mut world = World::started(Egress::Observe).unwrap();
+    let mut billing = world.workload("billing", Evidence::billing()).unwrap();
+    billing.launch_proxy().unwrap();
+    let change = |args: &mut Vec<String>| args.extend(["--spool-max-mib".to_owned(), "1".to_owned()]);
+    billing.proxy().restart_with(change).unwrap();
+    billing.proxy().wait_until_ready().unwrap();
+    billing.redirect().unwrap();
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    world.control().kill9();
+    // Events can't be delivered; a few thousand calls fill the spool.
+    let args = ["--pause-ms", "0", "--connections", "8"];
+    let mut steady = billing.steady("fill", "/v1/charges/{id}", &args).unwrap();
+    steady.wait_for(503, 1, Duration::from_secs(60)).unwrap();
+    let calls = steady.finish().unwrap();
+    let codes: std::collections::BTreeSet<_> =
+        calls.iter().filter(|made| made.status == 503).map(|made| made.note.clone()).collect();
+    assert_eq!(codes, std::collections::BTreeSet::from(["CS9001".to_owned()]));
+    let url = "https://issuer.demo.test:8443/openid/v1/jwks";
+    // The issuer runs still: what is not covered passes.
+    assert_eq!(billing.curl(url).args(["--cacert", SERVICE_ROOT]).send().unwrap().status, 200);
+    world.control().restart().unwrap();
+    world.control().wait_until_ready().unwrap();
+    let call = |billing: &Workload| billing.payments(CHARGE);
+    billing.eventually(Duration::from_secs(20), call, |answer| answer.status == 200).unwrap();
+}
+
+#[test]
+fn bodies_stream_both_ways() {
+    let (_world, billing) = started(Egress::Enforce);
+    for version in ["--http1.1", "--http2"] {
+        let large = billing.payments("/v1/charges/large?bytes=20000000").args([version]).send().unwrap();
+        assert_eq!((large.status, large.body.len()), (200, 20_000_000));
+        // The first bytes come while the upstream still drips: 40 chunks take 4 s.
+        let drip = billing
+            .payments("/v1/charges/drip?chunks=40&every_ms=100&size=100")
+            .args([version, "-N", "--max-time", "2"])
+            .send()
+            .unwrap();
+        assert_eq!(drip.status, 200);
+        assert!((500..4_000).contains(&drip.body.len()), "{} bytes within 2 s", drip.body.len());
+        let sent = "0123456789".repeat(100_000);
+        world_file(&billing, &sent);
+        let echo = billing.payments("/v1/charges/echo").args([version, "-X", "POST", "--data-binary"]);
+        let echo = echo.args(["@/tmp/upload"]).send().unwrap();
+        assert_eq!((echo.status, echo.body == sent.as_bytes()), (200, true));
+        let trailers = billing.payments("/v1/charges/trailers").args([version]).header("TE: trailers");
+        assert_eq!(trailers.send().unwrap().status, 200);
+    }
+}
+
+/// A file that the application can read.
+fn world_file(billing: &Workload, content: &str) {
+    let path = "/tmp/upload";
+    let sandbox: &Sandbox = billing.sandbox();
+    sandbox.write(path, content).unwrap();
+}
