@@ -33,7 +33,8 @@ pub const TABLE: &str = "inet countersign";
 #[must_use]
 pub fn install(redirect: &Redirect) -> String {
     let mut text = format!("table {TABLE} {{}}\ndelete table {TABLE}\ntable {TABLE} {{\n");
-    text.push_str("\tchain output {\n\t\ttype nat hook output priority dstnat; policy accept;\n");
+    // -100 is `dstnat`, by number: nft 1.0.6 (Debian 12) knows that name only for prerouting.
+    text.push_str("\tchain output {\n\t\ttype nat hook output priority -100; policy accept;\n");
     for rule in exemptions(redirect) {
         let _ = writeln!(text, "\t\t{rule}");
     }
@@ -132,7 +133,7 @@ mod tests {
         delete table inet countersign
         table inet countersign {
         	chain output {
-        		type nat hook output priority dstnat; policy accept;
+        		type nat hook output priority -100; policy accept;
         		meta skuid 1337 return
         		fib daddr type local return
         		meta l4proto tcp redirect to :15001
@@ -159,7 +160,7 @@ mod tests {
         delete table inet countersign
         table inet countersign {
         	chain output {
-        		type nat hook output priority dstnat; policy accept;
+        		type nat hook output priority -100; policy accept;
         		meta mark 0x1337 return
         		meta skuid { 0 } return
         		fib daddr type local return
