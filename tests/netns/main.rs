@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod capture;
+mod demo;
 mod failures;
 mod kill;
 mod sandbox;

@@ -34,8 +34,13 @@ impl Footprint {
 
     /// Notes the sandbox's namespaces, while it is there.
     pub fn note(&mut self, sandbox: &Sandbox) {
+        self.note_process(sandbox.init());
+    }
+
+    /// The same by the sandbox's first process.
+    pub fn note_process(&mut self, init: u32) {
         let own = namespaces(Path::new("/proc/self/ns"));
-        for pid in std::iter::once(sandbox.init()).chain(sharing_mounts(sandbox.init())) {
+        for pid in std::iter::once(init).chain(sharing_mounts(init)) {
             self.namespaces.extend(namespaces(Path::new(&format!("/proc/{pid}/ns"))));
         }
         self.namespaces.retain(|namespace| !own.contains(namespace));
@@ -44,39 +49,45 @@ impl Footprint {
     /// What has stayed, for people; empty if nothing has. Waits a little: the kernel needs a moment.
     #[must_use]
     pub fn left(&self) -> Vec<String> {
-        let deadline = Instant::now() + GONE;
-        loop {
-            let left = self.look();
-            if left.is_empty() || Instant::now() > deadline {
-                return left;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        until_empty(|| [self.processes(), self.before.changes()].concat())
     }
 
-    fn look(&self) -> Vec<String> {
-        let mut left: Vec<String> = processes()
-            .into_iter()
-            .filter(|pid| {
-                namespaces(Path::new(&format!("/proc/{pid}/ns")))
-                    .iter()
-                    .any(|namespace| self.namespaces.contains(namespace))
-            })
-            .map(|pid| format!("process {pid}"))
-            .collect();
-        let now = Machine::look();
-        left.extend(
-            now.interfaces.difference(&self.before.interfaces).map(|name| format!("interface {name}")),
-        );
-        left.extend(now.named.difference(&self.before.named).map(|name| format!("namespace {name}")));
-        if now.tables != self.before.tables {
-            left.push("nftables' tables have changed".to_owned());
+    /// The processes that have stayed; for tests, beside which others change the machine.
+    #[must_use]
+    pub fn processes_left(&self) -> Vec<String> {
+        until_empty(|| self.processes())
+    }
+
+    fn processes(&self) -> Vec<String> {
+        let is_ours = |pid: &u32| {
+            let of = namespaces(Path::new(&format!("/proc/{pid}/ns")));
+            of.iter().any(|namespace| self.namespaces.contains(namespace))
+        };
+        processes().into_iter().filter(is_ours).map(|pid| format!("process {pid}")).collect()
+    }
+}
+
+fn until_empty(look: impl Fn() -> Vec<String>) -> Vec<String> {
+    let deadline = Instant::now() + GONE;
+    loop {
+        let left = look();
+        if left.is_empty() || Instant::now() > deadline {
+            return left;
         }
-        left
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 
 impl Machine {
+    /// What is there now and was not then.
+    fn changes(&self) -> Vec<String> {
+        let now = Self::look();
+        let interfaces = now.interfaces.difference(&self.interfaces).map(|name| format!("interface {name}"));
+        let named = now.named.difference(&self.named).map(|name| format!("namespace {name}"));
+        let tables = (now.tables != self.tables).then(|| "nftables' tables have changed".to_owned());
+        interfaces.chain(named).chain(tables).collect()
+    }
+
     fn look() -> Self {
         let tables = Command::new("nft").args(["list", "tables"]).output().ok();
         Self {

@@ -653,7 +653,9 @@ fn path() -> OsString {
     path
 }
 
-fn children(pid: u32) -> Vec<u32> {
+/// The processes that a process has started.
+#[must_use]
+pub fn children(pid: u32) -> Vec<u32> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
     text.split_whitespace().filter_map(|word| word.parse().ok()).collect()
 }
