@@ -171,6 +171,7 @@ impl World {
         let args = [
             vec!["--issuer", CONTROL_ISSUER_URL, "--issuer-ca", SERVICE_ROOT],
             vec!["--audience", "https://payments.demo.test", "--listen", "[::]:443"],
+            vec!["--greeter", "[::]:2525"],
         ];
         let mut args: Vec<String> = args.concat().into_iter().map(str::to_owned).collect();
         args.extend(certificate_of(PAYMENTS));
@@ -318,6 +319,8 @@ pub struct Seen {
     pub count: u64,
     /// Those whose token was taken.
     pub authorised: u64,
+    /// Connections to port 2525, where the service speaks first.
+    pub greeted: u64,
     /// The requests, oldest first.
     pub requests: Vec<Arrival>,
 }

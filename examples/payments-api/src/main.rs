@@ -58,6 +58,10 @@ struct Settings {
     #[arg(long, value_name = "FILE")]
     client_ca: Option<PathBuf>,
 
+    /// Another address, at which the server speaks first, as a mail server does.
+    #[arg(long, value_name = "ADDR")]
+    greeter: Option<SocketAddr>,
+
     /// Offer only this version of HTTP.
     #[arg(long, value_enum)]
     only: Option<serve::Version>,
@@ -80,6 +84,11 @@ async fn main() -> anyhow::Result<()> {
         let listener =
             serve::listen(address).await.with_context(|| format!("could not listen on {address}"))?;
         tokio::spawn(serve::https(listener, tls.clone(), api.clone()));
+    }
+    if let Some(address) = settings.greeter {
+        let listener =
+            serve::listen(address).await.with_context(|| format!("could not listen on {address}"))?;
+        tokio::spawn(serve::greet(listener, seen.clone()));
     }
     let admin = serve::listen(settings.admin)
         .await

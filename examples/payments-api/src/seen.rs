@@ -45,6 +45,7 @@ pub(crate) struct Arrival {
 struct Log {
     count: u64,
     authorised: u64,
+    greeted: u64,
     requests: VecDeque<Arrival>,
 }
 
@@ -64,9 +65,15 @@ impl Seen {
         log.requests.push_back(request);
     }
 
+    /// Notes a connection to the port that speaks first.
+    pub(crate) fn note_greeting(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).greeted += 1;
+    }
+
     fn json(&self, with_requests: bool) -> Vec<u8> {
         let log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut value = serde_json::json!({ "count": log.count, "authorised": log.authorised });
+        let mut value =
+            serde_json::json!({ "count": log.count, "authorised": log.authorised, "greeted": log.greeted });
         if with_requests {
             value["requests"] = serde_json::json!(log.requests);
         }

@@ -11,10 +11,12 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use crate::api::Api;
+use crate::seen::Seen;
 
 /// A version of HTTP, as ALPN names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -79,6 +81,21 @@ pub(crate) async fn https(listener: TcpListener, tls: TlsAcceptor, api: Arc<Api>
         };
         let _ = stream.set_nodelay(true);
         tokio::spawn(connection(stream, tls.clone(), api.clone()));
+    }
+}
+
+/// Says `220 payments` to whoever connects, before it has heard a word, and closes.
+pub(crate) async fn greet(listener: TcpListener, seen: Arc<Seen>) {
+    loop {
+        let Ok((mut stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            continue;
+        };
+        seen.note_greeting();
+        tokio::spawn(async move {
+            let _ = stream.write_all(b"220 payments\r\n").await;
+            let _ = stream.shutdown().await;
+        });
     }
 }
 
