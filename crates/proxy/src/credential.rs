@@ -417,7 +417,11 @@ async fn renew(
             return;
         }
         match obtain(&cache, &*issuer, &order).await {
-            Ok((grant, refresh_in)) => (held, wait) = (grant, refresh_in),
+            Ok((grant, refresh_in)) => {
+                // Renewed, but not asked for yet.
+                grant.used.store(false, Ordering::Relaxed);
+                (held, wait) = (grant, refresh_in);
+            }
             // What is held works until its end; ask again a little later.
             Err(failure) if failure.code.entry().retryable => {
                 held.used.store(true, Ordering::Relaxed);

@@ -136,7 +136,7 @@ impl Spool {
     /// # Errors
     /// [`Full`] if the spool has no room: one segment is kept for the outcomes of what is open.
     pub fn append(&mut self, event: &Event) -> Result<u64, Full> {
-        if self.dropped > 0 && self.has_room(self.segments_max - 1) {
+        if self.dropped > 0 {
             let gap = Gap { count: Some(self.dropped), reason: "spool_full".to_owned() };
             let gap = Event { time: event.time, what: What::Gap(gap) };
             self.append_within(&gap, self.segments_max - 1).map_err(|_| Full)?;
@@ -170,12 +170,13 @@ impl Spool {
             Some(sequence) => sequence,
             None => {
                 let (next, hash) = (current.next(), current.hash());
-                if !self.has_room(segments_max) {
+                if !self.may_grow(segments_max) {
                     return Err(io::ErrorKind::StorageFull.into());
                 }
                 let mut fresh = Segment::create(&self.directory, next, hash)?;
                 let sequence = fresh.append(&stream, &payload).ok_or(io::ErrorKind::FileTooLarge)?;
                 self.segments.push_back(fresh);
+                self.acknowledge(self.acknowledged);
                 sequence
             }
         };
@@ -187,14 +188,25 @@ impl Spool {
         Ok(sequence)
     }
 
-    fn has_room(&self, segments_max: usize) -> bool {
+    /// Whether another segment may be begun: there is room for it, or there will be, since all of the current one is
+    /// stored elsewhere and it goes as soon as it is no longer the current one.
+    fn may_grow(&self, segments_max: usize) -> bool {
+        let done = |segment: &Segment| {
+            segment.next() - 1 <= self.acknowledged && segment.next() <= self.needed_from()
+        };
         self.segments.len() < segments_max
+            || (self.segments.len() == segments_max && self.segments.iter().all(done))
+    }
+
+    /// The first event that a crash must still find here.
+    fn needed_from(&self) -> u64 {
+        self.open_sequences.first().copied().unwrap_or(u64::MAX)
     }
 
     /// Whether the next event that needs a new segment would find none.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        !self.has_room(self.segments_max - 1)
+        !self.may_grow(self.segments_max - 1)
     }
 
     /// The stream's name.
@@ -232,7 +244,7 @@ impl Spool {
     /// them: a crash must still find it.
     pub fn acknowledge(&mut self, sequence: u64) {
         self.acknowledged = self.acknowledged.max(sequence.min(self.last()));
-        let needed = self.open_sequences.first().copied().unwrap_or(u64::MAX);
+        let needed = self.needed_from();
         while self.segments.len() > 1
             && self.segments[0].next() - 1 <= self.acknowledged
             && self.segments[0].next() <= needed

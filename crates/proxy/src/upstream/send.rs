@@ -142,7 +142,7 @@ impl Sender<'_> {
             let returning = Returning { origin: self.origin.clone(), sender: Some(sender) };
             let body = Body::from_http1(incoming);
             if body.is_end_stream() {
-                drop(returning.give_back());
+                let _ = returning.give_back();
                 Body::Empty
             } else {
                 Body::Watched(Box::new(Http1Answer { body, returning: Some(returning) }))
