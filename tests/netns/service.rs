@@ -1,5 +1,6 @@
 //! The service and the issuer by themselves, before there is a proxy.
 
+use tests::world::ISSUER_URL;
 use tests::{As, Evidence, Mode, Place, Sandbox, World};
 
 #[test]
@@ -44,4 +45,41 @@ fn the_issuer_publishes_the_same_key_after_it_was_killed() {
     world.issuer().restart().unwrap();
     world.issuer().wait_until_ready().unwrap();
     assert_eq!(before, keys(&world));
+}
+
+#[test]
+fn only_a_fresh_token_for_this_audience_by_a_known_key_is_taken() {
+    let mut world = World::new().unwrap();
+    world.start_issuer().unwrap();
+    world.start_service().unwrap();
+    // The issuer of evidence in the control plane's place: what is tried here is the service's verifier.
+    let trusting_the_issuer = |args: &mut Vec<String>| {
+        let url = args.iter().position(|arg| arg == "--issuer").unwrap() + 1;
+        args[url] = ISSUER_URL.to_owned();
+    };
+    world.service().restart_with(trusting_the_issuer).unwrap();
+    world.service().wait_until_ready().unwrap();
+    let here = ["--audience", "https://payments.demo.test"];
+    let cases = [
+        ("fresh", 200, Evidence::billing().with(&here)),
+        ("almost-old", 200, Evidence::billing().with(&here).with(&["--issued-ago", "240"])),
+        ("old", 401, Evidence::billing().with(&here).with(&["--issued-ago", "320"])),
+        ("expired", 401, Evidence::billing().with(&here).with(&["--ttl", "-60"])),
+        ("elsewhere", 401, Evidence::billing().with(&["--audience", "https://other.demo.test"])),
+        ("forged", 401, Evidence::billing().with(&here).forged()),
+    ];
+    let mut accepted = 0;
+    for (name, status, evidence) in cases {
+        let bearer = world.workload(name, evidence).unwrap();
+        let header = format!("authorization: Bearer {}", bearer.token().unwrap());
+        let answer = bearer.payments("/v1/charges/42").header(&header).send().unwrap();
+        assert_eq!(answer.status, status, "{name}: {answer:?} {}", answer.text());
+        if status == 200 {
+            accepted += 1;
+            assert_eq!(answer.json().unwrap()["caller"], "system:serviceaccount:payments:billing");
+            let twice = bearer.payments("/v1/charges/42").header(&header).header(&header).send().unwrap();
+            assert_eq!(twice.status, 401, "two fields are not one: {twice:?}");
+        }
+    }
+    assert_eq!(world.seen().unwrap().authorised, accepted);
 }

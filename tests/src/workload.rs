@@ -155,6 +155,14 @@ impl Workload {
         Ok(())
     }
 
+    /// The evidence that it has.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn token(&self) -> anyhow::Result<String> {
+        self.sandbox.read(format!("{}/token", self.directory()))
+    }
+
     /// Starts its proxy and waits until it is ready.
     ///
     /// # Errors

@@ -40,6 +40,10 @@ pub(crate) struct Settings {
     #[arg(long, value_name = "SECONDS", default_value_t = 3600, allow_negative_numbers = true)]
     ttl: i64,
 
+    /// Issued this many seconds ago.
+    #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+    issued_ago: u64,
+
     /// Stay, and write a new token each time this many seconds have passed.
     #[arg(long, value_name = "SECONDS")]
     renew: Option<u64>,
@@ -111,7 +115,7 @@ fn claims(settings: &Settings, uid: &str, now: u64) -> Value {
     // An expired token was issued an hour before it ended, like any other.
     const EXPIRED_LIVED: u64 = 3600;
     let (issued, ttl) = match u64::try_from(settings.ttl) {
-        Ok(ttl) => (now, ttl),
+        Ok(ttl) => (now.saturating_sub(settings.issued_ago), ttl),
         Err(_) => (now.saturating_sub(settings.ttl.unsigned_abs() + EXPIRED_LIVED), EXPIRED_LIVED),
     };
     let frame = Frame {
