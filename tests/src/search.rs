@@ -82,7 +82,7 @@ fn region(memory: &mut std::fs::File, start: u64, end: u64, needles: &[&[u8]]) -
 }
 
 fn contains(bytes: &[u8], needles: &[&[u8]]) -> bool {
-    needles.iter().any(|needle| bytes.windows(needle.len()).any(|window| window == *needle))
+    needles.iter().any(|needle| memchr::memmem::find(bytes, needle).is_some())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The steps.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -216,7 +217,7 @@ fn search_client(world: &World, billing: &Workload, report: &Report) -> anyhow::
         kept.wait_for(200, 1, PATIENCE)
     })?;
     let seen = world.seen()?;
-    let signatures: Vec<&str> =
+    let signatures: BTreeSet<&str> =
         seen.requests.iter().filter_map(|request| request.signature.as_deref()).collect();
     ensure!(!signatures.is_empty(), "no credential has reached the service");
     let needles: Vec<&[u8]> = signatures.iter().map(|signature| signature.as_bytes()).collect();
@@ -234,12 +235,7 @@ fn search_client(world: &World, billing: &Workload, report: &Report) -> anyhow::
     }
     report.done(&format!(
         "environment, files and memory of the client: none of the {} credentials that the service saw",
-        {
-            let mut distinct = signatures;
-            distinct.sort_unstable();
-            distinct.dedup();
-            distinct.len()
-        }
+        signatures.len()
     ));
     Ok(())
 }
