@@ -3,10 +3,15 @@
 //! One trait, so that SQLite in a file and a shared database answer the same questions and pass the same tests
 //! (`store::suite`). Every change gets the next revision; whoever serves from memory asks [`Store::changes_since`].
 
+pub mod seal;
+pub mod sqlite;
+#[cfg(test)]
+mod suite;
+
 use async_trait::async_trait;
-use model::audit::{Hash, Record};
+use model::audit::{Hash, Record, What};
 use model::slice::{Block, BlockTarget};
-use model::{GrantId, InstanceId, ResourceRef, SpiffeId, UnixMillis, Version};
+use model::{Caller, GrantId, InstanceId, ResourceRef, SpiffeId, UnixMillis, Version};
 use resources::kind::Kind;
 
 /// A document as it is stored.
@@ -74,16 +79,12 @@ pub struct State {
 /// A proxy's proof, to be bound to its instance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Binding {
-    /// The trust provider's name: instances are unique within it.
-    pub provider: String,
-    /// The running copy.
+    /// The running copy; unique within the trust provider that the caller's attestation names.
     pub instance: InstanceId,
-    /// Whom the evidence proved.
-    pub caller: SpiffeId,
+    /// Whom the evidence proved, with all that it proved.
+    pub caller: Caller,
     /// SHA-256 of the proxy's public key (SPKI, DER).
     pub key: [u8; 32],
-    /// When the evidence was issued.
-    pub evidence_issued_at: UnixMillis,
 }
 
 /// What became of a [`Binding`].
@@ -231,12 +232,11 @@ pub trait Store: Send + Sync + 'static {
     /// Binds a key to an instance, or refuses it as replay.
     async fn bind(&self, binding: &Binding, now: UnixMillis) -> Result<Bound, StoreError>;
 
-    /// The key that is current for an instance.
-    async fn current_key(
-        &self,
-        provider: &str,
-        instance: &InstanceId,
-    ) -> Result<Option<[u8; 32]>, StoreError>;
+    /// The binding whose key this is; `None` if no instance is bound to it (any more).
+    async fn binding(&self, key: &[u8; 32]) -> Result<Option<Binding>, StoreError>;
+
+    /// All instances whose evidence has not ended, newest first, at most `limit`.
+    async fn bindings(&self, now: UnixMillis, limit: u32) -> Result<Vec<Binding>, StoreError>;
 
     /// Remembers a grant before it is handed out.
     async fn record_grant(&self, grant: &StoredGrant) -> Result<(), StoreError>;
@@ -258,6 +258,18 @@ pub trait Store: Send + Sync + 'static {
         records: &[Record],
         now: UnixMillis,
     ) -> Result<Vec<(String, u64)>, StoreError>;
+
+    /// Lets this caller and instance write to a stream, if nobody else has before. `false` if somebody has.
+    async fn bind_stream(
+        &self,
+        stream: &str,
+        caller: &SpiffeId,
+        instance: &InstanceId,
+        now: UnixMillis,
+    ) -> Result<bool, StoreError>;
+
+    /// Appends events to this replica's own stream.
+    async fn append_events(&self, events: &[What], now: UnixMillis) -> Result<(), StoreError>;
 
     /// The last record of a stream.
     async fn head(&self, stream: &str) -> Result<Option<Head>, StoreError>;
