@@ -75,7 +75,10 @@ impl Attestor {
             instance: seen.binding.as_ref().map(|binding| binding.instance.to_string()),
             provider: seen.binding.as_ref().map(|binding| binding.caller.attestation.provider.to_string()),
             peer,
-            key: seen.key.map(|key| key.iter().map(|byte| format!("{byte:02x}")).collect()).unwrap_or_default(),
+            key: seen
+                .key
+                .map(|key| key.iter().map(|byte| format!("{byte:02x}")).collect())
+                .unwrap_or_default(),
             new_key,
             expires_at: session.as_ref().map(|session| model::UnixMillis(session.not_after_ms)),
             refused: refused.as_ref().map(|failure| failure.code),
@@ -105,7 +108,9 @@ impl Attestor {
     ) -> Result<(v1::Session, bool), Failure> {
         let hello = match next(requests).await? {
             v1::attest_request::Message::Hello(hello) => hello,
-            v1::attest_request::Message::Proof(_) => return Err(invalid("the attestation did not begin with a greeting")),
+            v1::attest_request::Message::Proof(_) => {
+                return Err(invalid("the attestation did not begin with a greeting"));
+            }
         };
         let skew = now().0.saturating_sub(hello.now_ms);
         if skew.saturating_abs() > SKEW_MAX_MS {
@@ -114,16 +119,24 @@ impl Attestor {
         }
         let nonce: [u8; 32] = rand::random();
         let challenge = v1::Challenge { nonce: nonce.to_vec(), now_ms: now().0 };
-        let challenge = v1::AttestResponse { message: Some(v1::attest_response::Message::Challenge(challenge)) };
+        let challenge =
+            v1::AttestResponse { message: Some(v1::attest_response::Message::Challenge(challenge)) };
         answers.send(Ok(challenge)).await.map_err(|_| invalid("the proxy left"))?;
         let proof = match next(requests).await? {
             v1::attest_request::Message::Proof(proof) => proof,
-            v1::attest_request::Message::Hello(_) => return Err(invalid("the proxy did not answer the challenge")),
+            v1::attest_request::Message::Hello(_) => {
+                return Err(invalid("the proxy did not answer the challenge"));
+            }
         };
         self.prove(proof, &nonce, seen).await
     }
 
-    async fn prove(&self, proof: v1::Proof, nonce: &[u8], seen: &mut Seen) -> Result<(v1::Session, bool), Failure> {
+    async fn prove(
+        &self,
+        proof: v1::Proof,
+        nonce: &[u8],
+        seen: &mut Seen,
+    ) -> Result<(v1::Session, bool), Failure> {
         let csr = CertificateSigningRequestParams::from_der(&proof.csr.as_slice().into())
             .map_err(|_| invalid("the signing request can't be read, or its signature does not hold"))?;
         let key: [u8; 32] = Sha256::digest(csr.public_key.subject_public_key_info()).into();
@@ -144,7 +157,8 @@ impl Attestor {
             Bound::Same => false,
             Bound::Replaced => true,
             Bound::Replayed => {
-                let detail = format!("the evidence of instance {} was used before with another key", binding.instance);
+                let detail =
+                    format!("the evidence of instance {} was used before with another key", binding.instance);
                 return Err(Failure::new(Code::EvidenceReplayed, detail));
             }
         };
@@ -156,9 +170,12 @@ impl Attestor {
         binding: &Binding,
         csr: &CertificateSigningRequestParams,
     ) -> Result<v1::Session, Failure> {
-        let svid = self.authority.svid(&binding.caller.id, &csr.public_key, self.svid_life_secs, now()).map_err(|e| {
-            Failure::new(Code::NoCaller, "no certificate could be made").because(e.into_boxed_dyn_error())
-        })?;
+        let svid = self
+            .authority
+            .svid(&binding.caller.id, &csr.public_key, self.svid_life_secs, now())
+            .map_err(|e| {
+                Failure::new(Code::NoCaller, "no certificate could be made").because(e.into_boxed_dyn_error())
+            })?;
         let fingerprint_key = self.keys.fingerprint().await.map_err(store_failure)?;
         Ok(v1::Session {
             certificates: svid.certificates.iter().map(|der| der.to_vec()).collect(),

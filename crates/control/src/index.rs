@@ -150,14 +150,13 @@ fn policies(state: State) -> Policies {
         Compiled::default()
     });
     let trust = set.of_kind(Kind::TrustProvider).filter_map(|document| match &document.spec {
-        Spec::TrustProvider(spec) => {
-            Some(Provider { name: document.name.to_string(), spec: spec.clone() })
-        }
+        Spec::TrustProvider(spec) => Some(Provider { name: document.name.to_string(), spec: spec.clone() }),
         _ => None,
     });
     let recipes = set.of_kind(Kind::CredentialProvider).filter_map(|document| match &document.spec {
         Spec::CredentialProvider(spec) => {
-            let revision = revisions.get(&(document.kind(), document.name.clone())).copied().unwrap_or_default();
+            let revision =
+                revisions.get(&(document.kind(), document.name.clone())).copied().unwrap_or_default();
             Some((document.name.clone(), (spec.clone(), revision)))
         }
         _ => None,

@@ -105,23 +105,32 @@ impl Issuing {
         let policies = self.caught_up(asked.version).await?;
         let slice = self.index.slice(&policies, caller);
         if slice.version != asked.version {
-            let detail = format!("the proxy runs policy {}, the control plane {}", asked.version, slice.version);
+            let detail =
+                format!("the proxy runs policy {}, the control plane {}", asked.version, slice.version);
             return Err(Failure::new(Code::PolicyMoved, detail));
         }
-        let snapshot = Snapshot::new(slice)
-            .map_err(|refused| Failure::new(Code::PolicyError, "the policy can't be evaluated").because(refused))?;
+        let snapshot = Snapshot::new(slice).map_err(|refused| {
+            Failure::new(Code::PolicyError, "the policy can't be evaluated").because(refused)
+        })?;
         let destination = snapshot
             .destination(&asked.destination)
             .filter(|destination| destination.covers_host(&asked.request.host, asked.request.port))
             .ok_or_else(|| {
-                Failure::new(Code::IssueDenied, format!("no policy covers {} for this caller", asked.request.host))
+                Failure::new(
+                    Code::IssueDenied,
+                    format!("no policy covers {} for this caller", asked.request.host),
+                )
             })?;
         let decision =
             snapshot.decide(&Question { caller, destination, request: &asked.request, now: now() });
         let ttl = match &decision.verdict {
-            Verdict::Deny { code: Code::Blocked, reason } => return Err(Failure::new(Code::Blocked, reason.clone())),
+            Verdict::Deny { code: Code::Blocked, reason } => {
+                return Err(Failure::new(Code::Blocked, reason.clone()));
+            }
             Verdict::Deny { reason, .. } => return Err(Failure::new(Code::IssueDenied, reason.clone())),
-            Verdict::Allow { credential, ttl_seconds } if credential.as_ref() == Some(&asked.provider) => *ttl_seconds,
+            Verdict::Allow { credential, ttl_seconds } if credential.as_ref() == Some(&asked.provider) => {
+                *ttl_seconds
+            }
             Verdict::Allow { .. } => {
                 let detail = format!("the policy does not use {} for this request", asked.provider);
                 return Err(Failure::new(Code::IssueDenied, detail));

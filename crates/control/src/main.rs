@@ -1,3 +1,55 @@
 //! `countersign-control`
 
-fn main() {}
+use std::process::ExitCode;
+
+use control::config::{Cli, Command};
+use control::keys::Keys;
+use control::{discovery, now, program};
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            say(&format!("countersign-control: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<()> {
+    let cli: Cli = service::config::load()?;
+    match cli.command {
+        Command::Serve(settings) => {
+            service::config::unknown_variables::<Cli>().iter().for_each(|warning| say(warning));
+            program::serve(&settings)
+        }
+        Command::DiscoveryExport { state, issuer_url, directory } => once(async move {
+            let store = program::open_store(&state, None).await?;
+            let keys = Keys::open(store, now()).await?;
+            discovery::export(&directory, &issuer_url, &keys).await
+        }),
+        Command::NewEpoch { state } => once(async move {
+            let version = program::open_store(&state, None).await?.new_epoch(now()).await?;
+            print(&format!("epoch {} has begun\n", version.epoch));
+            Ok(())
+        }),
+        Command::Reference => {
+            print(&service::config::reference::<Cli>("serve"));
+            Ok(())
+        }
+    }
+}
+
+fn once(work: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work)
+}
+
+#[expect(clippy::print_stdout, reason = "the answer of a command")]
+fn print(text: &str) {
+    print!("{text}");
+}
+
+#[expect(clippy::print_stderr, reason = "what a person is told before logging begins")]
+fn say(text: &str) {
+    eprintln!("{text}");
+}

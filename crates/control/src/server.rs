@@ -61,7 +61,11 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -105,7 +109,8 @@ pub fn incoming(
                 match tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
                     Ok(Ok(stream)) => {
                         let certificate = certificate_of(&stream);
-                        let _ = sender.send(Ok(Connection { stream, peer: Peer { address, certificate } })).await;
+                        let _ =
+                            sender.send(Ok(Connection { stream, peer: Peer { address, certificate } })).await;
                     }
                     Ok(Err(error)) => tracing::debug!(%address, %error, "a handshake failed"),
                     Err(_) => tracing::debug!(%address, "a handshake took too long"),

@@ -77,7 +77,8 @@ impl Watcher {
         let mut revoked = self.proxies.revoked();
         let bundle = v1::Bundle { roots: vec![self.authority.root().to_vec()] };
         send(answers, v1::watch_response::Message::Bundle(bundle)).await?;
-        self.send_revoked(&binding, answers, &revoked.borrow_and_update().clone()).await?;
+        let all = revoked.borrow_and_update().clone();
+        self.send_revoked(&binding, answers, &all).await?;
         let policies = changed.borrow_and_update().clone();
         let mut sent = (running, start.hash);
         self.send_slice(&policies, &binding, answers, &registration, &mut sent).await?;
@@ -109,7 +110,10 @@ impl Watcher {
     async fn still_current(&self, certificate: &PeerCertificate) -> Result<(), Failure> {
         match self.store.binding(&certificate.key).await {
             Ok(Some(_)) => Ok(()),
-            Ok(None) => Err(Failure::new(Code::SessionEnded, "a newer session of this instance has replaced this one")),
+            Ok(None) => Err(Failure::new(
+                Code::SessionEnded,
+                "a newer session of this instance has replaced this one",
+            )),
             // The store is away: what was granted works until it expires.
             Err(error) => {
                 tracing::warn!(%error, "a session could not be looked up");
@@ -149,9 +153,15 @@ impl Watcher {
     }
 
     /// The caller's revoked grants that have not expired: all that the store knows, and those of this moment.
-    async fn send_revoked(&self, binding: &Binding, answers: &Answers, revoked: &Revoked) -> Result<(), Failure> {
+    async fn send_revoked(
+        &self,
+        binding: &Binding,
+        answers: &Answers,
+        revoked: &Revoked,
+    ) -> Result<(), Failure> {
         let live = self.store.live_grants(Some(&binding.caller.id), now()).await.map_err(store_failure)?;
-        let stored = live.into_iter().filter(|grant| grant.revoked_at.is_some()).map(|grant| grant.id.0.into());
+        let stored =
+            live.into_iter().filter(|grant| grant.revoked_at.is_some()).map(|grant| grant.id.0.into());
         let message = v1::Revocations { serial: revoked.serial, grants: stored.collect() };
         send(answers, v1::watch_response::Message::Revocations(message)).await
     }

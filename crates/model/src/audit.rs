@@ -74,6 +74,51 @@ impl Record {
     }
 }
 
+/// Where a chain does not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Break {
+    /// The first record that does not hold.
+    pub at: u64,
+    /// [`Code::ChainBroken`] or [`Code::ChainGap`].
+    pub code: Code,
+    /// One sentence.
+    pub detail: String,
+}
+
+/// Follows one stream, record by record.
+#[derive(Clone, Debug, Default)]
+pub struct Follower {
+    /// The last number that held; 0 before the first.
+    pub last: u64,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+impl Follower {
+    /// Takes the next record.
+    ///
+    /// # Errors
+    /// [`Break`] if it does not follow the one before it, or was changed.
+    pub fn take(&mut self, record: &Record) -> Result<(), Break> {
+        let at = self.last + 1;
+        if record.sequence != at {
+            let detail = format!("record {at} is missing; the next one there is {}", record.sequence);
+            return Err(Break { at, code: Code::ChainGap, detail });
+        }
+        if record.previous != self.hash {
+            let detail =
+                format!("record {at} does not remember the one before it: one of the two was changed");
+            return Err(Break { at, code: Code::ChainBroken, detail });
+        }
+        if !record.is_whole() {
+            let detail = format!("record {at} was changed: its hash does not match what is in it");
+            return Err(Break { at, code: Code::ChainBroken, detail });
+        }
+        *self = Self { last: record.sequence, hash: record.hash };
+        Ok(())
+    }
+}
+
 /// An event with its time: the payload of a record.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {

@@ -300,6 +300,12 @@ pub trait Store: Send + Sync + 'static {
     /// Adds a key; of two replicas that add the first key of a purpose at once, one wins and both read the winner's.
     async fn add_key(&self, key: &StoredKey, only_if_first: bool) -> Result<(), StoreError>;
 
-    /// Sets when a key is no longer published; deletes those whose time has passed.
-    async fn retire_key(&self, purpose: &str, id: &str, retires_at: UnixMillis) -> Result<(), StoreError>;
+    /// Sets when a key is no longer published, and deletes those of its purpose whose time has passed `now`.
+    async fn retire_key(
+        &self,
+        purpose: &str,
+        id: &str,
+        retires_at: UnixMillis,
+        now: UnixMillis,
+    ) -> Result<(), StoreError>;
 }

@@ -748,7 +748,13 @@ impl Store for SqliteStore {
         Ok(())
     }
 
-    async fn retire_key(&self, purpose: &str, id: &str, retires_at: UnixMillis) -> Result<()> {
+    async fn retire_key(
+        &self,
+        purpose: &str,
+        id: &str,
+        retires_at: UnixMillis,
+        now: UnixMillis,
+    ) -> Result<()> {
         let _writing = self.writing.lock().await;
         sqlx::query("UPDATE keys SET retires_at = ? WHERE purpose = ? AND id = ?")
             .bind(retires_at.0)
@@ -758,7 +764,7 @@ impl Store for SqliteStore {
             .await?;
         sqlx::query("DELETE FROM keys WHERE purpose = ? AND retires_at <= ?")
             .bind(purpose)
-            .bind(UnixMillis::from_system(std::time::SystemTime::now()).0)
+            .bind(now.0)
             .execute(&self.pool)
             .await?;
         Ok(())

@@ -214,7 +214,7 @@ async fn keys_are_sealed_at_rest() {
         (1, "1", &b"canary-private-key"[..])
     );
     store.add_key(&key("2"), false).await.unwrap();
-    store.retire_key("jwt", "1", UnixMillis(1)).await.unwrap();
+    store.retire_key("jwt", "1", UnixMillis(1), NOW).await.unwrap();
     assert_eq!(store.keys("jwt").await.unwrap().len(), 1);
     drop(store);
     for entry in std::fs::read_dir(directory.path()).unwrap() {

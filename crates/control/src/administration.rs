@@ -1,0 +1,722 @@
+//! What administrators do: apply, get, delete, explain, revoke, audit. Each change is recorded with its author.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::audit::{Event, What};
+use model::slice::{Block, BlockTarget, Egress};
+use model::{Code, DecisionId, Failure, GrantId, ResourceRef, UnixMillis, Version};
+use policy::compile;
+use resources::kind::{Kind, Spec};
+use resources::{Diagnostic, Document, Set, parse, validate};
+use serde_json::{Value, json};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+use wire::v1;
+use wire::v1::administration_server::Administration;
+
+use crate::door::{Author, Door};
+use crate::index::{self, Index};
+use crate::keys::Keys;
+use crate::proxies::{Proxies, ProxyState};
+use crate::store::{DocumentChange, Store, StoredDocument};
+use crate::{audit, explain, now, store_failure};
+
+/// Attested callers that are looked at for an answer.
+const CALLERS_MAX: u32 = 10_000;
+
+/// How often a change is validated again because somebody else changed something meanwhile.
+const ATTEMPTS: usize = 5;
+
+/// Longest wait for proxies to confirm.
+const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// Records read in one go.
+const PAGE: u32 = 500;
+
+/// The control plane as administrators see it.
+#[derive(Clone)]
+pub struct Admin {
+    /// Who is let in.
+    pub door: Arc<Door>,
+    /// What lasts.
+    pub store: Arc<dyn Store>,
+    /// Policy in force.
+    pub index: Arc<Index>,
+    /// Who is connected.
+    pub proxies: Proxies,
+    /// For verification.
+    pub keys: Keys,
+}
+
+type Result<T> = std::result::Result<T, Status>;
+
+fn refuse(failure: Failure) -> Status {
+    wire::status::from_failure(&failure)
+}
+
+fn failed(error: crate::store::StoreError) -> Status {
+    tracing::error!(%error, "the store failed");
+    refuse(store_failure(error))
+}
+
+fn not_found(what: impl std::fmt::Display) -> Status {
+    refuse(Failure::new(Code::NotFound, format!("there is no {what}")))
+}
+
+/// A set of documents as it would be, and what is wrong with it.
+struct Proposal {
+    base: Version,
+    changes: Vec<(DocumentChange, v1::Change)>,
+    diagnostics: Vec<Diagnostic>,
+}
+
+impl Proposal {
+    fn is_good(&self) -> bool {
+        !self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+}
+
+impl Admin {
+    fn author<T>(&self, request: &Request<T>) -> Result<Author> {
+        self.door.author(request).map_err(refuse)
+    }
+
+    async fn stored(&self) -> Result<(Version, Set, Vec<StoredDocument>)> {
+        let state = self.store.state().await.map_err(failed)?;
+        let mut set = Set::default();
+        for stored in &state.documents {
+            if let Ok(document) = Document::from_json(&stored.json) {
+                set.insert(document);
+            }
+        }
+        Ok((state.version, set, state.documents))
+    }
+
+    async fn propose_apply(&self, request: &v1::ApplyRequest) -> Result<Proposal> {
+        let files: Vec<(String, String)> =
+            request.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
+        let default = Some(request.default_namespace.as_str()).filter(|namespace| !namespace.is_empty());
+        let (documents, mut diagnostics) = parse(&files, default);
+        let (base, mut set, stored) = self.stored().await?;
+        let mut changes = Vec::new();
+        for document in &documents {
+            let json = document.to_json().to_string();
+            let before =
+                stored.iter().find(|stored| stored.kind == document.kind() && stored.name == document.name);
+            let verb = match before {
+                None => "created",
+                Some(before) if same(&before.json, &json) => "unchanged",
+                Some(_) => "configured",
+            };
+            let change = DocumentChange::Put { kind: document.kind(), name: document.name.clone(), json };
+            changes.push((change, change_of(document.kind(), &document.name, verb)));
+            set.insert(document.clone());
+        }
+        diagnostics.extend(validate(&documents, &set));
+        if !diagnostics.iter().any(Diagnostic::is_error)
+            && let Err(found) = compile(&set)
+        {
+            diagnostics.extend(found);
+        }
+        Ok(Proposal { base, changes, diagnostics })
+    }
+
+    async fn propose_delete(&self, references: &[(Kind, ResourceRef)]) -> Result<Proposal> {
+        let (base, mut set, _) = self.stored().await?;
+        let mut removed = Vec::new();
+        for (kind, name) in references {
+            let document = set.get(*kind, name).cloned();
+            removed.push(document.ok_or_else(|| not_found(format!("{}/{name}", kind.lower())))?);
+        }
+        let before = set.clone();
+        for document in &removed {
+            set.remove(document.kind(), &document.name);
+        }
+        let mut diagnostics = Vec::new();
+        for document in &removed {
+            let left = |referrer: &&Document| set.get(referrer.kind(), &referrer.name).is_some();
+            let referrers = before.referrers(document.kind(), &document.name);
+            let names: Vec<String> = referrers.into_iter().filter(left).map(Document::label).collect();
+            if !names.is_empty() {
+                let message = format!("{} is still referred to by {}", document.label(), names.join(", "));
+                diagnostics.push(Diagnostic::error(Code::StillReferenced, document.at(""), message));
+            }
+            diagnostics.extend(self.uncovered_by(document, &before, &set));
+        }
+        let changes = references.iter().map(|(kind, name)| {
+            (DocumentChange::Delete { kind: *kind, name: name.clone() }, change_of(*kind, name, "deleted"))
+        });
+        Ok(Proposal { base, changes: changes.collect(), diagnostics })
+    }
+
+    /// A destination that nothing covers any more passes untouched in `observe`: whoever deletes its policy is told.
+    fn uncovered_by(&self, document: &Document, before: &Set, after: &Set) -> Option<Diagnostic> {
+        let Spec::AccessPolicy(spec) = &document.spec else { return None };
+        let namespace = document.name.namespace.as_ref();
+        let workload = before.resolve(Kind::Workload, &spec.workload, namespace).ok()?;
+        let Spec::Workload(workload_spec) = &workload.spec else { return None };
+        let own = workload_spec.egress.as_deref().and_then(resources::values::egress);
+        let of_namespace =
+            namespace.and_then(|namespace| self.index.egress().namespaces.get(namespace).copied());
+        let mode = own.max(of_namespace).max(Some(self.index.egress().configured));
+        let still = after.of_kind(Kind::AccessPolicy).any(|other| match &other.spec {
+            Spec::AccessPolicy(other_spec) => {
+                other.name.namespace.as_ref() == namespace
+                    && other_spec.workload == spec.workload
+                    && other_spec.destination == spec.destination
+            }
+            _ => false,
+        });
+        (mode != Some(Egress::Enforce) && !still).then(|| {
+            let message = format!(
+                "nothing covers destination `{}` for workload `{}` any more: its calls will pass without a credential",
+                spec.destination, spec.workload
+            );
+            Diagnostic::warning(Code::UncoveredAfterDelete, document.at(""), message)
+                .help("set `egress: enforce` on the Workload, or block it with `countersign revoke`")
+        })
+    }
+
+    /// Makes the changes of a proposal, if nothing has moved since it was validated; `None` if something has.
+    async fn commit(&self, proposal: &Proposal, author: &Author) -> Result<Option<Version>> {
+        let changes: Vec<DocumentChange> = proposal
+            .changes
+            .iter()
+            .filter(|(_, change)| change.verb != "unchanged")
+            .map(|(change, _)| change.clone())
+            .collect();
+        if changes.is_empty() {
+            return Ok(Some(proposal.base));
+        }
+        let version =
+            self.store.change_documents(proposal.base, &changes, &author.0, now()).await.map_err(failed)?;
+        if let Some(version) = version {
+            self.in_force(version).await;
+        }
+        Ok(version)
+    }
+
+    /// Waits until a change is in force here, so that what follows the answer meets it.
+    async fn in_force(&self, version: Version) {
+        let reached = index::reached(&self.index, version);
+        if tokio::time::timeout(Duration::from_secs(5), reached).await.is_err() {
+            tracing::warn!(%version, "a change is slow to come into force");
+        }
+    }
+
+    async fn confirmed(&self, version: Version, wait_ms: u32) -> (u32, u32) {
+        let patience = Duration::from_millis(u64::from(wait_ms)).min(WAIT_MAX);
+        self.proxies.wait(patience, |_| true, |state: &ProxyState| state.confirmed >= version).await
+    }
+
+    async fn revoke_grant(&self, id: &str, author: &Author, wait_ms: u32) -> Result<v1::RevokeResponse> {
+        let grant = GrantId(id.into());
+        let before = self.store.live_grants(None, now()).await.map_err(failed)?;
+        let already = before.iter().find(|live| live.id == grant).and_then(|live| live.revoked_at);
+        let revoked = self.store.revoke_grant(&grant, now()).await.map_err(failed)?;
+        let revoked = revoked.ok_or_else(|| not_found(format!("grant {id}")))?;
+        let version = self.store.version().await.map_err(failed)?;
+        if already.is_none() {
+            let event = model::audit::Administration {
+                author: author.0.clone(),
+                verb: "revoked".to_owned(),
+                object: format!("grant/{id}"),
+                version,
+                reason: String::new(),
+            };
+            self.store.append_events(&[What::Administration(event)], now()).await.map_err(failed)?;
+        }
+        let serial = self.proxies.revoke(revoked.caller.clone(), grant);
+        let patience = Duration::from_millis(u64::from(wait_ms)).min(WAIT_MAX);
+        let concerns = |state: &ProxyState| state.caller == revoked.caller;
+        let (proxies, confirmed) =
+            self.proxies.wait(patience, concerns, |state| state.revocations >= serial).await;
+        Ok(v1::RevokeResponse {
+            verb: if already.is_some() { "unchanged" } else { "revoked" }.to_owned(),
+            block_id: String::new(),
+            version: Some(version.into()),
+            proxies,
+            confirmed,
+            last_expiry_ms: if revoked.expires_at > now() { revoked.expires_at.0 } else { 0 },
+            since_ms: already.map_or(0, |at| at.0),
+        })
+    }
+
+    async fn block(
+        &self,
+        target: BlockTarget,
+        request: &v1::RevokeRequest,
+        author: &Author,
+    ) -> Result<v1::RevokeResponse> {
+        let (verb, block, since, version) = if request.lift {
+            match self.store.lift(&target, &author.0, now()).await.map_err(failed)? {
+                Some((stored, version)) => ("lifted", stored.block.id, stored.since, version),
+                None => {
+                    ("unchanged", String::new(), UnixMillis(0), self.store.version().await.map_err(failed)?)
+                }
+            }
+        } else {
+            let id = format!("{:08x}", rand::random::<u32>());
+            let block = Block { id, target: target.clone(), reason: request.reason.clone() };
+            let (stored, fresh, version) =
+                self.store.block(&block, &author.0, now()).await.map_err(failed)?;
+            (if fresh { "blocked" } else { "unchanged" }, stored.block.id, stored.since, version)
+        };
+        self.in_force(version).await;
+        let (proxies, confirmed) = self.confirmed(version, request.wait_ms).await;
+        Ok(v1::RevokeResponse {
+            verb: verb.to_owned(),
+            block_id: block,
+            version: Some(version.into()),
+            proxies,
+            confirmed,
+            last_expiry_ms: if request.lift { 0 } else { self.last_expiry(&target).await? },
+            since_ms: since.0,
+        })
+    }
+
+    /// Until when a credential that was already sent stays good.
+    async fn last_expiry(&self, target: &BlockTarget) -> Result<i64> {
+        let policies = self.index.now();
+        let bindings = self.store.bindings(now(), CALLERS_MAX).await.map_err(failed)?;
+        let grants = self.store.live_grants(None, now()).await.map_err(failed)?;
+        let concerned = |grant: &&crate::store::StoredGrant| match target {
+            BlockTarget::Everything => true,
+            BlockTarget::Destination(name) => grant.destination == *name,
+            BlockTarget::Provider(name) => grant.provider == *name,
+            BlockTarget::Workload(name) => bindings.iter().any(|binding| {
+                binding.caller.id == grant.caller && policies.workloads_of(&binding.caller).contains(name)
+            }),
+        };
+        Ok(grants.iter().filter(concerned).map(|grant| grant.expires_at.0).max().unwrap_or_default())
+    }
+
+    async fn recorded(&self, decision: &str) -> Result<v1::ExplainResponse> {
+        let last = decision == "last";
+        let wanted: Option<DecisionId> = decision.parse().ok();
+        if !last && wanted.is_none() {
+            return Err(not_found(format!("decision `{decision}`")));
+        }
+        let mut found: Vec<Event> = Vec::new();
+        let mut cursor = 0;
+        loop {
+            let page = self.store.records_after(cursor, PAGE).await.map_err(failed)?;
+            let Some((end, _, _)) = page.last() else { break };
+            cursor = *end;
+            for (_, _, record) in &page {
+                let Ok(event) = serde_json::from_slice::<Event>(&record.payload) else { continue };
+                match decision_of(&event.what) {
+                    Some((id, begins)) if last => {
+                        if begins {
+                            found.clear();
+                        }
+                        if begins
+                            || found
+                                .iter()
+                                .any(|event| decision_of(&event.what).is_some_and(|(f, _)| f == id))
+                        {
+                            found.push(event);
+                        }
+                    }
+                    Some((id, _)) if Some(id) == wanted => found.push(event),
+                    _ => {}
+                }
+            }
+        }
+        explain::recorded(&found).ok_or_else(|| not_found(format!("recorded decision `{decision}`")))
+    }
+
+    async fn items(&self, request: &v1::GetRequest) -> Result<Vec<v1::Item>> {
+        match request.kind.as_str() {
+            "blocks" => {
+                let state = self.store.state().await.map_err(failed)?;
+                Ok(state.blocks.iter().map(block_item).collect())
+            }
+            "grants" => {
+                let grants = self.store.live_grants(None, now()).await.map_err(failed)?;
+                Ok(grants.iter().map(grant_item).collect())
+            }
+            "callers" => {
+                let bindings = self.store.bindings(now(), CALLERS_MAX).await.map_err(failed)?;
+                let policies = self.index.now();
+                Ok(bindings
+                    .iter()
+                    .map(|binding| caller_item(binding, &policies.workloads_of(&binding.caller)))
+                    .collect())
+            }
+            kind => {
+                let kind = Kind::parse(kind).ok_or_else(|| {
+                    let detail = format!(
+                        "`{kind}` is not a kind; there are the seven of documents, blocks, grants, callers"
+                    );
+                    refuse(Failure::new(Code::InvalidValue, detail))
+                })?;
+                let (_, _, stored) = self.stored().await?;
+                Ok(stored
+                    .iter()
+                    .filter(|stored| stored.kind == kind)
+                    .filter(|stored| matches(request, stored))
+                    .map(document_item)
+                    .collect())
+            }
+        }
+    }
+}
+
+fn matches(request: &v1::GetRequest, stored: &StoredDocument) -> bool {
+    let namespace = stored.name.namespace.as_ref().map(ToString::to_string);
+    let namespace_fits =
+        request.namespace.is_empty() || namespace.is_none_or(|namespace| namespace == request.namespace);
+    namespace_fits && (request.name.is_empty() || *stored.name.name == *request.name)
+}
+
+/// The decision that an event is about, and whether it begins it.
+fn decision_of(what: &What) -> Option<(DecisionId, bool)> {
+    match what {
+        What::Intent(intent) => Some((intent.decision, true)),
+        What::Refusal(refusal) => Some((refusal.decision, true)),
+        What::Outcome(outcome) => Some((outcome.decision, false)),
+        _ => None,
+    }
+}
+
+/// Whether two documents say the same.
+fn same(a: &str, b: &str) -> bool {
+    let read = |text: &str| serde_json::from_str::<Value>(text).ok();
+    read(a) == read(b)
+}
+
+fn reference(kind: &str, name: &ResourceRef) -> v1::Reference {
+    v1::Reference {
+        kind: kind.to_owned(),
+        namespace: name.namespace.as_ref().map(ToString::to_string).unwrap_or_default(),
+        name: name.name.to_string(),
+    }
+}
+
+fn change_of(kind: Kind, name: &ResourceRef, verb: &str) -> v1::Change {
+    v1::Change { reference: Some(reference(kind.as_str(), name)), verb: verb.to_owned() }
+}
+
+fn document_item(stored: &StoredDocument) -> v1::Item {
+    v1::Item {
+        reference: Some(reference(stored.kind.as_str(), &stored.name)),
+        json: stored.json.clone(),
+        revision: stored.revision,
+        created_at_ms: stored.created_at.0,
+        changed_at_ms: stored.changed_at.0,
+        author: stored.author.clone(),
+    }
+}
+
+fn state_item(kind: &str, name: &str, json: &Value, since: UnixMillis, author: &str) -> v1::Item {
+    v1::Item {
+        reference: Some(v1::Reference {
+            kind: kind.to_owned(),
+            namespace: String::new(),
+            name: name.to_owned(),
+        }),
+        json: json.to_string(),
+        revision: 0,
+        created_at_ms: since.0,
+        changed_at_ms: since.0,
+        author: author.to_owned(),
+    }
+}
+
+fn block_item(stored: &crate::store::StoredBlock) -> v1::Item {
+    let block = v1::Block::from(&stored.block);
+    let target = if block.name.is_empty() { block.kind } else { format!("{}/{}", block.kind, block.name) };
+    let json = json!({ "id": block.id, "target": target, "reason": block.reason });
+    state_item("block", &target, &json, stored.since, &stored.author)
+}
+
+fn grant_item(grant: &crate::store::StoredGrant) -> v1::Item {
+    let json = json!({
+        "id": grant.id, "caller": grant.caller, "instance": grant.instance, "destination": grant.destination,
+        "provider": grant.provider, "expiresAt": grant.expires_at.to_string(),
+        "revokedAt": grant.revoked_at.map(|at| at.to_string()),
+    });
+    state_item("grant", &grant.id.0, &json, grant.issued_at, grant.caller.path())
+}
+
+fn caller_item(binding: &crate::store::Binding, workloads: &[ResourceRef]) -> v1::Item {
+    let caller = &binding.caller;
+    let json = json!({
+        "id": caller.id, "instance": binding.instance, "namespace": caller.namespace, "workloads": workloads,
+        "attributes": caller.attributes, "provider": caller.attestation.provider, "kind": caller.attestation.kind,
+        "evidenceIssuedAt": caller.attestation.issued_at.to_string(),
+    });
+    state_item("caller", caller.id.path(), &json, caller.attestation.issued_at, &caller.attestation.provider)
+}
+
+fn diagnostic_message(diagnostic: &Diagnostic) -> v1::Diagnostic {
+    v1::Diagnostic {
+        code: diagnostic.code.to_string(),
+        severity: diagnostic.severity.as_str().to_owned(),
+        message: diagnostic.message.clone(),
+        file: diagnostic.at.file.clone(),
+        line: diagnostic.at.line,
+        column: diagnostic.at.column,
+        length: diagnostic.at.length,
+        help: diagnostic.help.clone(),
+    }
+}
+
+fn references_of(request: &v1::DeleteRequest) -> Result<Vec<(Kind, ResourceRef)>> {
+    let invalid = |what: String| refuse(Failure::new(Code::InvalidValue, what));
+    let read = |reference: &v1::Reference| {
+        let kind = Kind::parse(&reference.kind)
+            .ok_or_else(|| invalid(format!("`{}` is not a kind", reference.kind)))?;
+        let namespace = match reference.namespace.as_str() {
+            namespace if kind.is_namespaced() && !namespace.is_empty() => {
+                Some(model::Namespace::new(namespace).map_err(|e| invalid(e.to_string()))?)
+            }
+            _ => None,
+        };
+        let name = ResourceRef::new(namespace, &reference.name).map_err(|e| invalid(e.to_string()))?;
+        Ok((kind, name))
+    };
+    request.references.iter().map(read).collect()
+}
+
+fn block_target(reference: &v1::Reference) -> Result<BlockTarget> {
+    let request = v1::DeleteRequest { references: vec![reference.clone()], dry_run: false };
+    match references_of(&request)?.pop() {
+        Some((Kind::Workload, name)) => Ok(BlockTarget::Workload(name)),
+        Some((Kind::Destination, name)) => Ok(BlockTarget::Destination(name)),
+        Some((Kind::CredentialProvider, name)) => Ok(BlockTarget::Provider(name)),
+        _ => Err(refuse(Failure::new(
+            Code::InvalidValue,
+            "a workload, a destination, a credentialprovider or everything can be blocked",
+        ))),
+    }
+}
+
+#[tonic::async_trait]
+impl Administration for Admin {
+    type AuditStream = ReceiverStream<Result<v1::AuditResponse>>;
+
+    async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>> {
+        let author = self.author(&request)?;
+        let request = request.into_inner();
+        for _ in 0..ATTEMPTS {
+            let proposal = self.propose_apply(&request).await?;
+            let diagnostics: Vec<v1::Diagnostic> =
+                proposal.diagnostics.iter().map(diagnostic_message).collect();
+            if !proposal.is_good() {
+                let version = Some(proposal.base.into());
+                return Ok(Response::new(v1::ApplyResponse { changes: Vec::new(), diagnostics, version }));
+            }
+            let version =
+                if request.dry_run { Some(proposal.base) } else { self.commit(&proposal, &author).await? };
+            if let Some(version) = version {
+                let changes = proposal.changes.into_iter().map(|(_, change)| change).collect();
+                return Ok(Response::new(v1::ApplyResponse {
+                    changes,
+                    diagnostics,
+                    version: Some(version.into()),
+                }));
+            }
+        }
+        Err(Status::aborted("others keep changing documents; try again"))
+    }
+
+    async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>> {
+        self.author(&request)?;
+        let items = self.items(&request.into_inner()).await?;
+        Ok(Response::new(v1::GetResponse { items }))
+    }
+
+    async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>> {
+        let author = self.author(&request)?;
+        let request = request.into_inner();
+        let references = references_of(&request)?;
+        for _ in 0..ATTEMPTS {
+            let proposal = self.propose_delete(&references).await?;
+            let diagnostics: Vec<v1::Diagnostic> =
+                proposal.diagnostics.iter().map(diagnostic_message).collect();
+            if !proposal.is_good() {
+                let version = Some(proposal.base.into());
+                return Ok(Response::new(v1::DeleteResponse { changes: Vec::new(), diagnostics, version }));
+            }
+            let version =
+                if request.dry_run { Some(proposal.base) } else { self.commit(&proposal, &author).await? };
+            if let Some(version) = version {
+                let changes = proposal.changes.into_iter().map(|(_, change)| change).collect();
+                return Ok(Response::new(v1::DeleteResponse {
+                    changes,
+                    diagnostics,
+                    version: Some(version.into()),
+                }));
+            }
+        }
+        Err(Status::aborted("others keep changing documents; try again"))
+    }
+
+    async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>> {
+        self.author(&request)?;
+        let response = match request.into_inner().question {
+            Some(v1::explain_request::Question::Call(call)) => {
+                let bindings = self.store.bindings(now(), CALLERS_MAX).await.map_err(failed)?;
+                explain::hypothetical(&self.index, &bindings, &call).map_err(refuse)?
+            }
+            Some(v1::explain_request::Question::Decision(decision)) => self.recorded(&decision).await?,
+            None => return Err(Status::invalid_argument("nothing was asked")),
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn revoke(&self, request: Request<v1::RevokeRequest>) -> Result<Response<v1::RevokeResponse>> {
+        let author = self.author(&request)?;
+        let request = request.into_inner();
+        let response = match &request.target {
+            Some(v1::revoke_request::Target::Grant(id)) => {
+                self.revoke_grant(id, &author, request.wait_ms).await?
+            }
+            Some(v1::revoke_request::Target::Block(reference)) => {
+                let target = block_target(reference)?;
+                self.must_exist(&target, request.lift).await?;
+                self.block(target, &request, &author).await?
+            }
+            Some(v1::revoke_request::Target::Everything(_)) => {
+                self.block(BlockTarget::Everything, &request, &author).await?
+            }
+            None => return Err(Status::invalid_argument("nothing was named")),
+        };
+        Ok(Response::new(response))
+    }
+
+    async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<Self::AuditStream>> {
+        self.author(&request)?;
+        let (answers, receiver) = tokio::sync::mpsc::channel(64);
+        tokio::spawn(read_audit(self.store.clone(), request.into_inner(), answers));
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn verify(&self, request: Request<v1::VerifyRequest>) -> Result<Response<v1::VerifyResponse>> {
+        self.author(&request)?;
+        let report = audit::verify(&*self.store, &self.keys).await.map_err(failed)?;
+        let whole = report.is_whole();
+        let streams = report.streams.into_iter().map(|verdict| v1::StreamVerdict {
+            stream: verdict.stream,
+            first: u64::from(verdict.last > 0),
+            last: verdict.last,
+            whole: verdict.broken.is_none(),
+            broken_at: verdict.broken.as_ref().map_or(0, |broken| broken.at),
+            code: verdict.broken.as_ref().map(|broken| broken.code.to_string()).unwrap_or_default(),
+            detail: verdict.broken.map(|broken| broken.detail).unwrap_or_default(),
+        });
+        Ok(Response::new(v1::VerifyResponse {
+            streams: streams.collect(),
+            records: report.records,
+            checkpoints: report.checkpoints,
+            whole,
+        }))
+    }
+
+    async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>> {
+        self.author(&request)?;
+        let grants = self.store.live_grants(None, now()).await.map_err(failed)?;
+        let proxies = self.proxies.all().into_iter().map(|state| v1::ProxyStatus {
+            grants: u32::try_from(grants.iter().filter(|grant| grant.instance == state.instance).count())
+                .unwrap_or(u32::MAX),
+            caller: state.caller.to_string(),
+            instance: state.instance.to_string(),
+            running: Some(state.running.into()),
+            wanted: Some(state.wanted.into()),
+            refused: state.refused,
+            connected: true,
+            last_seen_ms: state.last_seen.0,
+            session_ends_ms: state.session_ends.0,
+            proxy_version: state.program,
+        });
+        Ok(Response::new(v1::StatusResponse {
+            version: Some(self.index.now().version.into()),
+            proxies: proxies.collect(),
+            control_plane_version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+}
+
+impl Admin {
+    /// A block on what is not there would block nothing, silently. One that is there can always be lifted.
+    async fn must_exist(&self, target: &BlockTarget, lift: bool) -> Result<()> {
+        let (kind, name) = match target {
+            BlockTarget::Workload(name) => (Kind::Workload, name),
+            BlockTarget::Destination(name) => (Kind::Destination, name),
+            BlockTarget::Provider(name) => (Kind::CredentialProvider, name),
+            BlockTarget::Everything => return Ok(()),
+        };
+        let (_, set, _) = self.stored().await?;
+        if lift || set.get(kind, name).is_some() {
+            Ok(())
+        } else {
+            Err(not_found(format!("{}/{name}", kind.lower())))
+        }
+    }
+}
+
+async fn read_audit(
+    store: Arc<dyn Store>,
+    request: v1::AuditRequest,
+    answers: tokio::sync::mpsc::Sender<Result<v1::AuditResponse>>,
+) {
+    let mut cursor = 0;
+    let mut sent = 0;
+    loop {
+        let page = match store.records_after(cursor, PAGE).await {
+            Ok(page) => page,
+            Err(error) => return drop(answers.send(Err(failed(error))).await),
+        };
+        for (at, stored_at, record) in &page {
+            cursor = *at;
+            let event = serde_json::from_slice::<Event>(&record.payload);
+            if !event.is_ok_and(|event| wanted(&request, &event)) {
+                continue;
+            }
+            let answer = v1::AuditResponse { record: Some(record.into()), stored_at_ms: stored_at.0 };
+            if answers.send(Ok(answer)).await.is_err() {
+                return;
+            }
+            sent += 1;
+            if request.limit > 0 && sent >= request.limit {
+                return;
+            }
+        }
+        if page.is_empty() {
+            if !request.follow || answers.is_closed() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    }
+}
+
+fn wanted(request: &v1::AuditRequest, event: &Event) -> bool {
+    if event.time.0 < request.since_ms {
+        return false;
+    }
+    let caller = match &event.what {
+        What::Intent(intent) => Some(&intent.caller),
+        What::Refusal(refusal) => refusal.caller.as_ref(),
+        What::Passed(passed) => Some(&passed.caller),
+        What::StandingCredential(standing) => Some(&standing.caller),
+        What::Issued(issued) => Some(&issued.caller),
+        What::Attested(attested) => attested.caller.as_ref(),
+        // An outcome belongs to its intent, which was looked at before.
+        What::Outcome(_) | What::Administration(_) | What::Gap(_) => None,
+    };
+    let fits =
+        |caller: &model::SpiffeId| caller.as_str() == request.caller || caller.path() == request.caller;
+    let caller_fits =
+        request.caller.is_empty() || caller.map_or(matches!(event.what, What::Outcome(_)), fits);
+    let denied = match &event.what {
+        What::Refusal(_) => true,
+        What::Attested(attested) => attested.refused.is_some(),
+        What::Issued(issued) => issued.refused.is_some(),
+        _ => false,
+    };
+    caller_fits && (!request.denied_only || denied)
+}

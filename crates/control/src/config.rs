@@ -1,0 +1,178 @@
+//! Settings of the control plane, each declared once.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// The control plane: knows who workloads are, what they may do, and makes their credentials.
+///
+/// Examples:
+///   countersign-control serve --issuer-url https://issuer.example --trust-domain example.org
+///   countersign-control discovery-export --state /var/lib/countersign --issuer-url https://issuer.example ./public
+#[derive(Debug, Parser)]
+#[command(name = "countersign-control", version, verbatim_doc_comment, propagate_version = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the program can do.
+#[derive(Debug, Subcommand)]
+#[allow(clippy::large_enum_variant, reason = "parsed once, at start")]
+pub enum Command {
+    /// Serve proxies and administrators.
+    Serve(Settings),
+    /// Write the discovery document and the key set as files.
+    DiscoveryExport {
+        /// The state directory.
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/countersign/control")]
+        state: PathBuf,
+        /// The issuer's URL.
+        #[arg(long, value_name = "URL")]
+        issuer_url: String,
+        /// Where to.
+        directory: PathBuf,
+    },
+    /// Begin a new epoch, after the database was restored from a backup.
+    NewEpoch {
+        /// The state directory.
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/countersign/control")]
+        state: PathBuf,
+    },
+    /// Print the table of settings as Markdown.
+    #[command(hide = true)]
+    Reference,
+}
+
+/// Settings of `serve`.
+#[derive(Clone, Debug, Args)]
+pub struct Settings {
+    /// Configuration file (YAML); its keys are the names of these flags.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
+    /// Directory of the database and, unless given elsewhere, of the sealing key and the administrator's token.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_STATE",
+        value_name = "DIR",
+        default_value = "/var/lib/countersign/control"
+    )]
+    pub state: PathBuf,
+
+    /// File with the key that seals secrets at rest (32 bytes); made at the first start.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_SEALING_KEY", value_name = "FILE")]
+    pub sealing_key: Option<PathBuf>,
+
+    /// Address for proxies, and for administrators with a token: gRPC over TLS 1.3.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_LISTEN", value_name = "ADDR", default_value = "[::]:8440")]
+    pub listen: SocketAddr,
+
+    /// Address of discovery document and key set; serves nothing else.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_DISCOVERY_LISTEN",
+        value_name = "ADDR",
+        default_value = "[::]:8441"
+    )]
+    pub discovery_listen: SocketAddr,
+
+    /// Certificate chain (PEM) of the discovery listener; without one it speaks plain HTTP, for a proxy in front of it.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_DISCOVERY_CERTIFICATE",
+        value_name = "FILE",
+        requires = "discovery_key"
+    )]
+    pub discovery_certificate: Option<PathBuf>,
+
+    /// Private key (PEM) of the discovery listener.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_DISCOVERY_KEY",
+        value_name = "FILE",
+        requires = "discovery_certificate"
+    )]
+    pub discovery_key: Option<PathBuf>,
+
+    /// The issuer's URL: `iss` of every token. Destinations find the keys under it.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_ISSUER_URL", value_name = "URL")]
+    pub issuer_url: String,
+
+    /// Trust domain of all callers' SPIFFE IDs.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_TRUST_DOMAIN", value_name = "NAME")]
+    pub trust_domain: String,
+
+    /// What happens to calls that no policy covers.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_EGRESS", value_enum, default_value_t = Egress::Observe)]
+    pub egress: Egress,
+
+    /// Namespaces in which calls that no policy covers are refused.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_ENFORCE_NAMESPACE",
+        value_name = "NAMESPACE",
+        value_delimiter = ','
+    )]
+    pub enforce_namespace: Vec<String>,
+
+    /// More roots (PEM) for issuers of evidence, beside the system's.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_ROOTS", value_name = "FILE")]
+    pub roots: Option<PathBuf>,
+
+    /// Socket for administrators.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/countersign/control.sock"
+    )]
+    pub socket: PathBuf,
+
+    /// File of the administrator's token; made at the first start.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// Where to write the root certificate (PEM) that proxies need.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_CA_OUT", value_name = "FILE")]
+    pub ca_out: Option<PathBuf>,
+
+    /// Address of health and metrics: /livez, /readyz, /metrics.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_HEALTH", value_name = "ADDR", default_value = "127.0.0.1:8442")]
+    pub health: SocketAddr,
+
+    /// Seconds that a proxy's certificate lives.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_SVID_LIFETIME", value_name = "SECONDS", default_value_t = 3600,
+        value_parser = clap::value_parser!(i64).range(60..=86_400))]
+    pub svid_lifetime: i64,
+
+    /// What is logged: a level, or directives such as `info,control::watch=debug`.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_LOG", value_name = "FILTER", default_value = "info")]
+    pub log: String,
+
+    /// How it is logged.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
+    pub log_format: LogFormat,
+}
+
+/// What happens to calls that no policy covers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Egress {
+    /// They pass and are recorded.
+    Observe,
+    /// They are refused.
+    Enforce,
+}
+
+/// How lines are logged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// Text on a terminal, JSON elsewhere.
+    Auto,
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
+}

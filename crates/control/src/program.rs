@@ -1,0 +1,207 @@
+//! Puts the parts together and keeps them running until the program is told to stop.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use model::Namespace;
+use policy::compile::EgressDefaults;
+use prometheus::Registry;
+use service::health::{self, Readiness};
+use service::telemetry;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+use wire::v1::administration_server::AdministrationServer;
+use wire::v1::control_plane_server::ControlPlaneServer;
+
+use crate::administration::Admin;
+use crate::attest::Attestor;
+use crate::authority::Authority;
+use crate::config::{Egress, LogFormat, Settings};
+use crate::door::{self, Door};
+use crate::index::Index;
+use crate::issue::Issuing;
+use crate::keys::Keys;
+use crate::proxies::Proxies;
+use crate::services::ProxyServices;
+use crate::store::Store;
+use crate::store::seal::SealingKey;
+use crate::store::sqlite::SqliteStore;
+use crate::watch::Watcher;
+use crate::{audit, discovery, now, server};
+
+/// Largest message: a thousand audit records.
+const MESSAGE_MAX: usize = 16 << 20;
+
+/// For what is open when the program is told to stop.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// If something that is needed can't be had; what is wrong with it is said.
+pub fn serve(settings: &Settings) -> anyhow::Result<()> {
+    service::tls_provider::install();
+    let format = match settings.log_format {
+        LogFormat::Auto => telemetry::Format::Auto,
+        LogFormat::Text => telemetry::Format::Text,
+        LogFormat::Json => telemetry::Format::Json,
+    };
+    let log = telemetry::init(&settings.log, format)?;
+    service::process::harden().context("the process could not be made unreadable for others")?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(settings, log))
+}
+
+/// Opens the store of a state directory.
+///
+/// # Errors
+/// If the directory, the sealing key or the database can't be used.
+pub async fn open_store(state: &Path, sealing_key: Option<&PathBuf>) -> anyhow::Result<Arc<SqliteStore>> {
+    std::fs::create_dir_all(state).with_context(|| format!("state directory {}", state.display()))?;
+    restrict(state)?;
+    let default = state.join("sealing.key");
+    let sealing = SealingKey::from_file(sealing_key.unwrap_or(&default))?;
+    let stream = stream_name(&state.join("stream"))?;
+    let store = SqliteStore::open(&state.join("control.db"), sealing, stream).await?;
+    Ok(Arc::new(store))
+}
+
+fn restrict(directory: &Path) -> anyhow::Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700))
+        .with_context(|| format!("state directory {}", directory.display()))
+}
+
+/// The name of this replica's own audit stream: made once, with the state directory.
+fn stream_name(path: &Path) -> anyhow::Result<String> {
+    match std::fs::read_to_string(path) {
+        Ok(name) => Ok(name),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            let name = format!("control/{:032x}", rand::random::<u128>());
+            service::files::write_atomically(path, name.as_bytes(), 0o600)?;
+            Ok(name)
+        }
+        Err(error) => Err(error).with_context(|| path.display().to_string()),
+    }
+}
+
+async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<()> {
+    let readiness = Readiness::default();
+    let starting = readiness.block("start");
+    let health = tokio::spawn(health::serve(settings.health, readiness.clone(), Registry::new()));
+    let store: Arc<dyn Store> = open_store(&settings.state, settings.sealing_key.as_ref()).await?;
+    let keys = Keys::open(store.clone(), now()).await?;
+    let authority = Authority::open(&*store, &settings.trust_domain, now()).await?;
+    publish_root(settings, &authority)?;
+    let index = Index::start(store.clone(), egress(settings)?).await?;
+    let proxies = Proxies::default();
+    let roots = match &settings.roots {
+        Some(path) => service::roots::from_file(path).context("--roots")?,
+        None => Vec::new(),
+    };
+    let verifier = attestation::Verifier::new(&settings.trust_domain, service::roots::store(&roots)?);
+    let services = ControlPlaneServer::new(ProxyServices {
+        store: store.clone(),
+        attestor: Arc::new(Attestor {
+            store: store.clone(),
+            verifier,
+            authority: authority.clone(),
+            index: index.clone(),
+            keys: keys.clone(),
+            svid_life_secs: settings.svid_lifetime,
+        }),
+        watcher: Arc::new(Watcher {
+            store: store.clone(),
+            index: index.clone(),
+            proxies: proxies.clone(),
+            authority: authority.clone(),
+        }),
+        issuing: Arc::new(Issuing {
+            store: store.clone(),
+            index: index.clone(),
+            keys: keys.clone(),
+            issuer_url: settings.issuer_url.clone(),
+        }),
+    })
+    .max_decoding_message_size(MESSAGE_MAX);
+    let token_file = settings.token_file.clone().unwrap_or_else(|| settings.state.join("admin-token"));
+    let admin = Admin {
+        door: Arc::new(Door::open(&token_file)?),
+        store: store.clone(),
+        index,
+        proxies,
+        keys: keys.clone(),
+    };
+    let admin = AdministrationServer::new(admin).max_decoding_message_size(MESSAGE_MAX);
+
+    let listener = TcpListener::bind(settings.listen)
+        .await
+        .with_context(|| format!("could not listen on {} for proxies", settings.listen))?;
+    let incoming = server::incoming(listener, authority.clone())?;
+    let socket = UnixListenerStream::new(door::listen(&settings.socket)?);
+    let discovery_tls = match (&settings.discovery_certificate, &settings.discovery_key) {
+        (Some(certificate), Some(key)) => Some(discovery::tls(certificate, key)?),
+        _ => None,
+    };
+    let (drain, watch) = service::drain::new();
+    let proxies_served = configured()
+        .add_service(services)
+        .add_service(admin.clone())
+        .serve_with_incoming_shutdown(incoming, watch.clone().started());
+    let admins_served = configured().add_service(admin).serve_with_incoming_shutdown(socket, watch.started());
+    let discovery =
+        discovery::serve(settings.discovery_listen, discovery_tls, &settings.issuer_url, keys.clone());
+    tokio::spawn(authority.keep_renewing());
+    tokio::spawn(keys.clone().keep_rotating());
+    tokio::spawn(audit::keep_signing(store.clone(), keys.clone()));
+    tokio::spawn(log.serve_signals());
+    drop(starting);
+    tracing::info!(listen = %settings.listen, issuer = %settings.issuer_url, "serving");
+    let served = async { tokio::try_join!(proxies_served, admins_served) };
+    tokio::pin!(served);
+    tokio::select! {
+        signal = service::signals::shutdown() => tracing::info!(signal = signal?, "stopping"),
+        ended = &mut served => drop(ended.context("the doors can't be served")?),
+        ended = discovery => ended?,
+        ended = health => ended?.context("health and metrics can't be served")?,
+    }
+    drain.start();
+    let _ = tokio::time::timeout(DRAIN, served).await;
+    audit::checkpoint(&*store, &keys, now()).await?;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+fn configured() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(20)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(20)))
+        .max_concurrent_streams(Some(1024))
+}
+
+/// Proxies learn out of band whom to trust: by this file, or by the fingerprint that is logged.
+fn publish_root(settings: &Settings, authority: &Authority) -> anyhow::Result<()> {
+    if let Some(path) = &settings.ca_out {
+        service::files::write_atomically(path, authority.root_pem().as_bytes(), 0o644)
+            .with_context(|| format!("could not write the root certificate to {}", path.display()))?;
+    }
+    tracing::info!(fingerprint = authority.fingerprint()?, "root of the control plane");
+    Ok(())
+}
+
+fn egress(settings: &Settings) -> anyhow::Result<EgressDefaults> {
+    use model::slice::Egress as Mode;
+    let namespaces = settings.enforce_namespace.iter().map(|name| {
+        let namespace = Namespace::new(name).context("--enforce-namespace")?;
+        Ok((namespace, Mode::Enforce))
+    });
+    Ok(EgressDefaults {
+        configured: match settings.egress {
+            Egress::Observe => Mode::Observe,
+            Egress::Enforce => Mode::Enforce,
+        },
+        namespaces: namespaces.collect::<anyhow::Result<_>>()?,
+    })
+}
