@@ -83,7 +83,7 @@ fn what_no_rule_allows_is_refused_and_reaches_nobody() {
         assert!(!forger.proxy().ready().unwrap());
         assert_eq!(world.seen().unwrap().count, 0);
         let refused = events(&world, "attested");
-        assert!(refused.iter().any(|event| event["code"] == "CS4002"), "{refused:?}");
+        assert!(refused.iter().any(|event| event["refused"] == "CS4002"), "{refused:?}");
     });
 }
 

@@ -67,6 +67,13 @@ impl Call {
         self.args(["-6"])
     }
 
+    /// Gives up after this time, with what has come by then.
+    #[must_use]
+    pub fn within(mut self, patience: Duration) -> Self {
+        self.patience = patience;
+        self
+    }
+
     /// With more words for curl.
     #[must_use]
     pub fn args<'a>(mut self, args: impl IntoIterator<Item = &'a str>) -> Self {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 
 use crate::certificates::Certificates;
@@ -246,6 +246,8 @@ impl World {
         if !output.success() {
             bail!("countersign apply ended with {}:\n{}{}", output.exit, output.text(), output.stderr);
         }
+        // Each document that was applied is named: silence would mean that nothing was.
+        ensure!(!output.stdout.is_empty(), "countersign apply named no document: {}", output.stderr);
         Ok(output)
     }
 
