@@ -1,3 +1,7 @@
 //! `countersign`
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cli::run()
+}

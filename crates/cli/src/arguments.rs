@@ -1,0 +1,225 @@
+//! What can be asked.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Gives workloads credentials that live for minutes, by policy, with a record of every use.
+#[derive(Debug, Parser)]
+#[command(name = "countersign", version, propagate_version = true, arg_required_else_help = true, after_help = HELP)]
+pub struct Cli {
+    /// The control plane's socket.
+    #[arg(
+        long,
+        global = true,
+        env = "COUNTERSIGN_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/countersign/control.sock"
+    )]
+    pub socket: PathBuf,
+
+    /// URL of the control plane, instead of its socket; needs --token-file and --ca-file.
+    #[arg(
+        long,
+        global = true,
+        env = "COUNTERSIGN_SERVER",
+        value_name = "URL",
+        requires = "token_file",
+        requires = "ca_file"
+    )]
+    pub server: Option<String>,
+
+    /// File with the administrator's token.
+    #[arg(long, global = true, env = "COUNTERSIGN_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+
+    /// File with the control plane's root certificate (PEM).
+    #[arg(long, global = true, env = "COUNTERSIGN_CA_FILE", value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
+
+    /// Form of the answer. What is written for people may change; JSON only gains fields.
+    #[arg(short, long, global = true, value_enum, default_value_t = Form::Text, value_name = "FORM")]
+    pub output: Form,
+
+    /// Whether to use colour.
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    pub color: Color,
+
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const HELP: &str = "Examples:
+  countersign apply -f policies/
+  countersign explain --workload payments/billing GET https://api.example/v1/charges
+  countersign revoke workload/billing -n payments --reason 'incident 7'
+  countersign audit --since 10m --denied
+
+Exit codes: 0 done or yes, 1 error, 2 usage, 3 the answer is no (denied, broken, documents wrong),
+4 not permitted, 5 control plane unreachable, 130 Ctrl-C. They do not depend on -o.";
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create or change documents: all of them, or none if one is wrong.
+    Apply(Apply),
+    /// Show documents, blocks, grants or callers.
+    Get(Get),
+    /// Delete documents.
+    Delete(Delete),
+    /// Say why a call would be, or was, allowed or denied; or what a code means.
+    Explain(Explain),
+    /// Block a workload, destination, provider or everything until it is lifted; or drop one grant.
+    Revoke(Revoke),
+    /// List what happened, or prove that the record is whole.
+    Audit(Audit),
+    /// Show the proxies that are connected and the policy that they run.
+    Status,
+    /// Print a generated page of the documentation.
+    #[command(hide = true)]
+    Reference {
+        /// `errors`.
+        page: String,
+    },
+}
+
+/// `apply`
+#[derive(Debug, Args)]
+pub struct Apply {
+    /// File or directory with documents; `-` for standard input.
+    #[arg(short, long = "filename", required = true, value_name = "FILE")]
+    pub file: Vec<PathBuf>,
+    /// Only say what would change.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Namespace of documents that name none.
+    #[arg(short, long, value_name = "NAME", default_value = "")]
+    pub namespace: String,
+}
+
+/// `get`
+#[derive(Debug, Args)]
+pub struct Get {
+    /// A kind of document, `blocks`, `grants` or `callers`.
+    pub kind: String,
+    /// Only this one.
+    pub name: Option<String>,
+    /// Only of this namespace.
+    #[arg(short, long, value_name = "NAME", conflicts_with = "all_namespaces")]
+    pub namespace: Option<String>,
+    /// Of all namespaces; so without -n too.
+    #[arg(short = 'A', long)]
+    pub all_namespaces: bool,
+}
+
+/// `delete`
+#[derive(Debug, Args)]
+pub struct Delete {
+    /// A kind of document, or `kind/name`.
+    #[arg(required_unless_present = "file")]
+    pub kind: Option<String>,
+    /// Its name.
+    pub name: Option<String>,
+    /// File with the documents to delete.
+    #[arg(short, long = "filename", value_name = "FILE", conflicts_with = "kind")]
+    pub file: Vec<PathBuf>,
+    /// Its namespace.
+    #[arg(short, long, value_name = "NAME", default_value = "")]
+    pub namespace: String,
+    /// Only say what would be deleted.
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+/// `explain`
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// A decision's id, `last`, a code such as CS5001, or `context`; or a method and a URL with --workload.
+    #[arg(required = true, num_args = 1..=2)]
+    pub what: Vec<String>,
+    /// The workload that would call: namespace/name, or the SPIFFE ID of an attested caller.
+    #[arg(long, value_name = "WORKLOAD")]
+    pub workload: Option<String>,
+}
+
+/// `revoke`
+#[derive(Debug, Args)]
+pub struct Revoke {
+    /// workload/NAME, destination/NAME, credentialprovider/NAME, grant/ID or everything.
+    pub target: String,
+    /// Its namespace.
+    #[arg(short, long, value_name = "NAME", default_value = "")]
+    pub namespace: String,
+    /// End the block instead.
+    #[arg(long)]
+    pub lift: bool,
+    /// Why; shown to whoever meets the block.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub reason: String,
+    /// Do not ask.
+    #[arg(long)]
+    pub yes: bool,
+    /// Milliseconds to wait for the proxies that it concerns to confirm.
+    #[arg(long, value_name = "MS", default_value_t = 2000)]
+    pub wait: u32,
+}
+
+/// `audit`
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Audit {
+    /// Instead of listing.
+    #[command(subcommand)]
+    pub command: Option<AuditCommand>,
+    /// Only the last while: 30s, 10m, 2h, 1d.
+    #[arg(long, value_name = "DURATION")]
+    pub since: Option<String>,
+    /// Only what was refused.
+    #[arg(long)]
+    pub denied: bool,
+    /// Only this caller: a SPIFFE ID, or its path.
+    #[arg(long, value_name = "CALLER", default_value = "")]
+    pub caller: String,
+    /// Go on with what happens from now.
+    #[arg(short, long)]
+    pub follow: bool,
+}
+
+/// `audit …`
+#[derive(Debug, Subcommand)]
+pub enum AuditCommand {
+    /// Prove that nothing was changed, lost or put in: in the control plane, or in an export (`audit -o jsonl`).
+    Verify {
+        /// An export.
+        file: Option<PathBuf>,
+    },
+}
+
+/// The form of an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// For people.
+    Text,
+    /// For people, with more columns.
+    Wide,
+    /// For programs.
+    Json,
+    /// One JSON value for each line: audit records as they are chained.
+    Jsonl,
+    /// Documents as they are applied.
+    Yaml,
+    /// kind/name alone.
+    Name,
+}
+
+/// When to use colour.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Color {
+    /// On a terminal.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}

@@ -1,0 +1,108 @@
+//! One module for each command.
+
+pub mod apply;
+pub mod audit;
+pub mod delete;
+pub mod explain;
+pub mod get;
+pub mod reference;
+pub mod revoke;
+pub mod status;
+
+use model::UnixMillis;
+use wire::v1;
+
+use crate::exit::{Exit, Refusal};
+use crate::output::Output;
+
+fn now() -> UnixMillis {
+    UnixMillis::from_system(std::time::SystemTime::now())
+}
+
+/// `accesspolicy/payments/billing-charges`.
+fn label(reference: Option<&v1::Reference>) -> String {
+    let Some(reference) = reference else { return String::new() };
+    let kind = reference.kind.to_ascii_lowercase();
+    match reference.namespace.as_str() {
+        "" => format!("{kind}/{}", reference.name),
+        namespace => format!("{kind}/{namespace}/{}", reference.name),
+    }
+}
+
+/// Reads files, and the YAML and JSON files of directories; `-` is standard input.
+fn read_files(paths: &[std::path::PathBuf]) -> Result<Vec<v1::File>, Refusal> {
+    let mut files = Vec::new();
+    for path in paths {
+        let shown = path.display().to_string();
+        let problem =
+            |error: std::io::Error| Refusal::plain(Exit::Error, format!("{shown} can't be read: {error}"));
+        if shown == "-" {
+            let text = std::io::read_to_string(std::io::stdin()).map_err(problem)?;
+            files.push(v1::File { name: "-".to_owned(), text });
+        } else if path.is_dir() {
+            let entries = std::fs::read_dir(path).map_err(problem)?;
+            let mut inside: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+            let is_document = |path: &std::path::PathBuf| {
+                path.extension()
+                    .is_some_and(|extension| ["yaml", "yml", "json"].iter().any(|e| extension == *e))
+            };
+            inside.retain(is_document);
+            inside.sort();
+            if inside.is_empty() {
+                return Err(Refusal::plain(Exit::Usage, format!("{shown} has no .yaml, .yml or .json file")));
+            }
+            files.extend(read_files(&inside)?);
+        } else {
+            files.push(v1::File {
+                name: shown.clone(),
+                text: std::fs::read_to_string(path).map_err(problem)?,
+            });
+        }
+    }
+    Ok(files)
+}
+
+/// Shows what is wrong with documents, on standard error; whether something is.
+fn show_diagnostics(output: &Output, diagnostics: &[v1::Diagnostic], files: &[v1::File]) -> bool {
+    for message in diagnostics {
+        let source =
+            files.iter().find(|file| file.name == message.file).map_or("", |file| file.text.as_str());
+        let is_error = message.severity == "error";
+        let code = model::Code::parse(&message.code).unwrap_or(model::Code::InvalidValue);
+        let at = resources::diagnostic::Place {
+            file: message.file.clone(),
+            line: message.line,
+            column: message.column,
+            length: message.length,
+        };
+        let diagnostic = if is_error {
+            resources::Diagnostic::error(code, at, message.message.clone())
+        } else {
+            resources::Diagnostic::warning(code, at, message.message.clone())
+        };
+        output.diagnostic(
+            &resources::diagnostic::render(&diagnostic.help(message.help.clone()), source),
+            is_error,
+        );
+    }
+    diagnostics.iter().any(|message| message.severity == "error")
+}
+
+fn diagnostics_json(diagnostics: &[v1::Diagnostic]) -> serde_json::Value {
+    diagnostics
+        .iter()
+        .map(|d| {
+            serde_json::json!({
+                "code": d.code, "severity": d.severity, "message": d.message, "file": d.file, "line": d.line,
+                "column": d.column, "help": d.help,
+            })
+        })
+        .collect()
+}
+
+fn changes_json(changes: &[v1::Change]) -> serde_json::Value {
+    changes
+        .iter()
+        .map(|c| serde_json::json!({ "object": label(c.reference.as_ref()), "verb": c.verb }))
+        .collect()
+}

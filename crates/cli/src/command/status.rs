@@ -1,0 +1,67 @@
+//! `countersign status`
+
+use model::{UnixMillis, Version};
+use wire::v1;
+
+use super::now;
+use crate::arguments::{Cli, Form};
+use crate::exit::{Exit, Refusal};
+use crate::output::Output;
+use crate::{client, table};
+
+/// Shows the proxies that are connected.
+///
+/// # Errors
+/// If the control plane can't be asked.
+pub async fn status(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
+    let answer = client::connect(cli).await?.status(v1::StatusRequest {}).await?.into_inner();
+    let good = answer.proxies.iter().all(|proxy| state(proxy) == "ready");
+    if output.form() == Form::Json {
+        let proxies: Vec<_> = answer
+            .proxies
+            .iter()
+            .map(|proxy| {
+                serde_json::json!({
+                    "caller": proxy.caller, "instance": proxy.instance, "running": version(proxy.running),
+                    "wanted": version(proxy.wanted), "refused": proxy.refused, "grants": proxy.grants,
+                    "sessionEnds": UnixMillis(proxy.session_ends_ms).to_string(), "version": proxy.proxy_version,
+                })
+            })
+            .collect();
+        output.json("Status", serde_json::json!({ "version": version(answer.version), "proxies": proxies }));
+    } else {
+        let policy = version(answer.version);
+        output.answer(&format!("CONTROL PLANE  v{} · policy {policy}\n\n", answer.control_plane_version));
+        let rows: Vec<Vec<String>> = answer
+            .proxies
+            .iter()
+            .map(|proxy| {
+                let caller = proxy.caller.split_once("//").map_or(proxy.caller.as_str(), |(_, rest)| rest);
+                vec![
+                    caller.to_owned(),
+                    proxy.instance.clone(),
+                    version(proxy.running),
+                    proxy.grants.to_string(),
+                    output.time(UnixMillis(proxy.last_seen_ms), now()),
+                    state(proxy).to_owned(),
+                ]
+            })
+            .collect();
+        output.answer(&table::render(&["CALLER", "INSTANCE", "POLICY", "GRANTS", "LAST", "STATE"], &rows));
+    }
+    Ok(if good { Exit::Done } else { Exit::No })
+}
+
+fn state(proxy: &v1::ProxyStatus) -> &'static str {
+    if !proxy.refused.is_empty() {
+        "refused"
+    } else if proxy.running == proxy.wanted {
+        "ready"
+    } else {
+        "behind"
+    }
+}
+
+fn version(version: Option<v1::Version>) -> String {
+    version.map(|version| Version::from(version).to_string()).unwrap_or_default()
+}
