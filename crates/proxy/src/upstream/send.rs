@@ -345,22 +345,31 @@ fn http2_failure(error: h2::Error) -> Failure {
     bad_answer("the upstream ended the stream before its answer").because(error)
 }
 
-/// In TLS 1.3 a server refuses a missing client certificate only after the client's side of the handshake is done.
+/// In TLS 1.3 a server refuses a missing client certificate only after the client's side of the handshake is done, so
+/// that the alert comes up as an error of the connection.
 fn certificate_wanted(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
-    use rustls::AlertDescription::{BadCertificate, CertificateRequired};
     let mut source = Some(error);
     while let Some(current) = source {
-        let tls = current
-            .downcast_ref::<std::io::Error>()
-            .and_then(|io| io.get_ref())
-            .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-        if let Some(rustls::Error::AlertReceived(CertificateRequired | BadCertificate)) = tls {
+        let io = current.downcast_ref::<std::io::Error>();
+        let io = io.or_else(|| current.downcast_ref::<h2::Error>().and_then(h2::Error::get_io));
+        if io.is_some_and(is_certificate_alert) {
             let detail = "the server asks for a client certificate";
             return Some(Failure::new(Code::UpstreamWantsCertificate, detail));
         }
         source = current.source();
     }
     None
+}
+
+/// h2 keeps only the text of an I/O error, so the text is compared where the error itself is gone.
+fn is_certificate_alert(error: &std::io::Error) -> bool {
+    use rustls::AlertDescription::{BadCertificate, CertificateRequired};
+    let alerts = [CertificateRequired, BadCertificate].map(rustls::Error::AlertReceived);
+    let Some(inner) = error.get_ref() else { return false };
+    match inner.downcast_ref::<rustls::Error>() {
+        Some(tls) => alerts.contains(tls),
+        None => alerts.iter().any(|alert| alert.to_string() == inner.to_string()),
+    }
 }
 
 /// An HTTP/1 connection that goes back to its origin.
