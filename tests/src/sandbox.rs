@@ -521,9 +521,18 @@ impl Process {
     }
 
     /// Ends it without a warning, as the kernel does when memory is short.
+    ///
+    /// `nsenter` ends when the program has: by then its sockets are closed and its locks free.
     pub fn kill9(&mut self) {
-        kill_tree(self.child.id());
-        let _ = self.child.wait();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while matches!(self.child.try_wait(), Ok(None)) && Instant::now() < deadline {
+            children(self.child.id()).into_iter().for_each(kill_tree);
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if matches!(self.child.try_wait(), Ok(None)) {
+            kill_tree(self.child.id());
+            let _ = self.child.wait();
+        }
     }
 
     /// Asks it to end (SIGTERM), and says with which exit code it did.
