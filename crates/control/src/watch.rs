@@ -56,9 +56,9 @@ impl Watcher {
         mut requests: Streaming<v1::WatchRequest>,
         answers: &Answers,
     ) -> Result<(), Failure> {
-        let start = match requests.message().await.ok().flatten().and_then(|message| message.message) {
-            Some(v1::watch_request::Message::Start(start)) => start,
-            _ => return Err(Failure::new(Code::WrongCaller, "a watch begins with what the proxy runs")),
+        let first = requests.message().await.ok().flatten().and_then(|message| message.message);
+        let Some(v1::watch_request::Message::Start(start)) = first else {
+            return Err(Failure::new(Code::WrongCaller, "a watch begins with what the proxy runs"));
         };
         let running: Version = start.running.map(Into::into).unwrap_or_default();
         let registration = self.proxies.register(ProxyState {

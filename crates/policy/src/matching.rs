@@ -18,7 +18,7 @@ pub fn rule_matches(rule: &Rule, request: &RequestFacts) -> bool {
 /// Whether the rule's methods have the request's.
 #[must_use]
 pub fn method_matches(rule: &Rule, request: &RequestFacts) -> bool {
-    rule.methods.is_empty() || rule.methods.iter().any(|method| *method == request.method)
+    rule.methods.is_empty() || rule.methods.contains(&request.method)
 }
 
 /// Whether one of the rule's templates has the request's path.

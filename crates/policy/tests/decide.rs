@@ -1,4 +1,5 @@
 //! What is decided, from documents to verdict.
+#![allow(clippy::unwrap_used, reason = "a test's set-up")]
 
 use std::collections::BTreeMap;
 

@@ -104,7 +104,7 @@ pub fn check_request(parts: &Parts) -> Result<(), Malformed> {
         return Err(Malformed("the request has two Content-Length fields"));
     }
     if let Some(length) = headers.get(CONTENT_LENGTH)
-        && !(length.as_bytes().iter().all(u8::is_ascii_digit) && !length.is_empty())
+        && (length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit))
     {
         return Err(Malformed("the request's Content-Length is not a number"));
     }

@@ -249,11 +249,13 @@ fn shown(outcome: &Outcome) -> String {
 
 async fn verify(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
     let answer = client::connect(cli).await?.verify(v1::VerifyRequest {}).await?.into_inner();
-    let verdicts: Vec<(String, u64, Option<(u64, String, String)>)> = answer
+    let verdicts: Vec<Verdict> = answer
         .streams
         .iter()
-        .map(|s| {
-            (s.stream.clone(), s.last, (!s.whole).then(|| (s.broken_at, s.code.clone(), s.detail.clone())))
+        .map(|stream| Verdict {
+            stream: stream.stream.clone(),
+            last: stream.last,
+            broken: (!stream.whole).then(|| (stream.broken_at, stream.code.clone(), stream.detail.clone())),
         })
         .collect();
     let summary = format!(
@@ -265,12 +267,20 @@ async fn verify(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
     Ok(verdict(output, &verdicts, &summary))
 }
 
-fn verdict(output: &Output, streams: &[(String, u64, Option<(u64, String, String)>)], summary: &str) -> Exit {
-    let whole = streams.iter().all(|(_, _, broken)| broken.is_none());
+/// What became of one stream.
+struct Verdict {
+    stream: String,
+    last: u64,
+    /// Where, by which code, why.
+    broken: Option<(u64, String, String)>,
+}
+
+fn verdict(output: &Output, streams: &[Verdict], summary: &str) -> Exit {
+    let whole = streams.iter().all(|verdict| verdict.broken.is_none());
     if output.form() == Form::Json {
         let streams: Vec<_> = streams
             .iter()
-            .map(|(stream, last, broken)| {
+            .map(|Verdict { stream, last, broken }| {
                 let broken = broken
                     .as_ref()
                     .map(|(at, code, detail)| json!({ "at": at, "code": code, "detail": detail }));
@@ -279,7 +289,7 @@ fn verdict(output: &Output, streams: &[(String, u64, Option<(u64, String, String
             .collect();
         output.json("AuditVerification", json!({ "whole": whole, "streams": streams }));
     } else {
-        for (stream, last, broken) in streams {
+        for Verdict { stream, last, broken } in streams {
             match broken {
                 None => output.answer(&format!("{} {stream} whole to {last}\n", output.mark("ok"))),
                 Some((at, code, detail)) => {
@@ -360,8 +370,10 @@ fn verify_export(output: &Output, path: &std::path::Path) -> Result<Exit, Refusa
             *broken = Some((found.at, found.code.to_string(), found.detail));
         }
     }
-    let verdicts: Vec<_> =
-        streams.into_iter().map(|(stream, (follower, broken))| (stream, follower.last, broken)).collect();
+    let verdicts: Vec<_> = streams
+        .into_iter()
+        .map(|(stream, (follower, broken))| Verdict { stream, last: follower.last, broken })
+        .collect();
     let summary = format!("{records} records in {} streams of an export", verdicts.len());
     Ok(verdict(output, &verdicts, &summary))
 }

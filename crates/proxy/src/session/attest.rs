@@ -81,18 +81,15 @@ pub async fn attest(
     send(&requests, v1::attest_request::Message::Hello(hello)).await?;
     let answers = client.attest(ReceiverStream::new(receiver)).await.map_err(|status| refused(&status))?;
     let mut answers = answers.into_inner();
-    let challenge = match answers.message().await.map_err(|status| refused(&status))?.and_then(|m| m.message)
-    {
-        Some(v1::attest_response::Message::Challenge(challenge)) => challenge,
-        _ => return Err(unusable("the control plane sent no challenge")),
+    let Some(v1::attest_response::Message::Challenge(challenge)) = next(&mut answers).await? else {
+        return Err(unusable("the control plane sent no challenge"));
     };
     let skew_ms = challenge.now_ms.saturating_sub(now.0);
     let proof = prove(evidence, &token, key, &challenge.nonce)
         .map_err(|error| unusable("the proof could not be made").because(error.into_boxed_dyn_error()))?;
     send(&requests, v1::attest_request::Message::Proof(proof)).await?;
-    let session = match answers.message().await.map_err(|status| refused(&status))?.and_then(|m| m.message) {
-        Some(v1::attest_response::Message::Session(session)) => session,
-        _ => return Err(unusable("the control plane sent no certificate")),
+    let Some(v1::attest_response::Message::Session(session)) = next(&mut answers).await? else {
+        return Err(unusable("the control plane sent no certificate"));
     };
     let caller = session.caller.as_ref().and_then(|caller| Caller::try_from(caller).ok());
     Ok(Attested {
@@ -108,6 +105,13 @@ pub async fn attest(
         bundle: session.bundle.unwrap_or_default(),
         fingerprint_key: Zeroizing::new(session.fingerprint_key),
     })
+}
+
+async fn next(
+    answers: &mut tonic::Streaming<v1::AttestResponse>,
+) -> Result<Option<v1::attest_response::Message>, Failure> {
+    let answer = answers.message().await.map_err(|status| refused(&status))?;
+    Ok(answer.and_then(|answer| answer.message))
 }
 
 async fn send(
