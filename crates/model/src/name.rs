@@ -118,11 +118,16 @@ impl FromStr for HostPattern {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        match text.strip_prefix("*.") {
-            Some(parent) if parent.contains('.') => Ok(Self::OneLabelBelow(HostName::new(parent)?)),
-            Some(_) => Err(InvalidName::Pattern(text.to_owned())),
-            None if text.contains('*') => Err(InvalidName::Pattern(text.to_owned())),
-            None => Ok(Self::Exact(HostName::new(text)?)),
+        let Some(parent) = text.strip_prefix("*.") else {
+            let wild = text.contains('*').then(|| InvalidName::Pattern(text.to_owned()));
+            return wild.map_or_else(|| HostName::new(text).map(Self::Exact), Err);
+        };
+        let parent = HostName::new(parent)?;
+        // Counted in the normalised name: `*.com.` must not pass for one with two labels.
+        if parent.as_str().contains('.') {
+            Ok(Self::OneLabelBelow(parent))
+        } else {
+            Err(InvalidName::Pattern(text.to_owned()))
         }
     }
 }
@@ -361,7 +366,7 @@ mod tests {
         assert!(names("a.example.com"));
         assert!(!names("a.b.example.com"));
         assert!(!names("example.com"));
-        for bad in ["*", "*.com", "a*.example.com", "a.*.example.com"] {
+        for bad in ["*", "*.com", "*.com.", "a*.example.com", "a.*.example.com"] {
             assert!(bad.parse::<HostPattern>().is_err(), "{bad}");
         }
     }

@@ -1,0 +1,24 @@
+//! Documents: whatever is in a file, it is read or refused with a place, and what was read compiles or says why not.
+#![no_main]
+
+use resources::{Set, parse, validate};
+
+libfuzzer_sys::fuzz_target!(|text: &str| {
+    if text.len() > 20_000 {
+        return;
+    }
+    let (documents, diagnostics) = parse(&[("f".to_owned(), text.to_owned())], Some("n"));
+    for diagnostic in &diagnostics {
+        let _ = resources::diagnostic::render(diagnostic, text);
+    }
+    let mut set = Set::default();
+    for document in &documents {
+        let again = resources::Document::from_json(&document.to_json().to_string());
+        assert!(again.is_ok_and(|again| again.spec == document.spec));
+        set.insert(document.clone());
+    }
+    let found = validate(&documents, &set);
+    if !found.iter().any(resources::Diagnostic::is_error) {
+        let _ = policy::compile(&set);
+    }
+});
