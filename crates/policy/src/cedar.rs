@@ -3,7 +3,8 @@
 use std::sync::LazyLock;
 
 use cedar_policy::{Expression, Policy, PolicyId, PolicySet, Schema, ValidationMode, Validator};
-use model::slice::{CompiledPolicy, Effect};
+use model::slice::Effect;
+use serde_json::Value;
 
 /// What a policy can see. Every expression is checked against it, strictly.
 pub const SCHEMA: &str = r#"
@@ -86,11 +87,20 @@ pub fn rule_id(policy: &str, index: usize) -> String {
     format!("{policy}#{index}")
 }
 
+/// A policy that was checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checked {
+    /// Its text.
+    pub text: String,
+    /// What it looks at.
+    pub sees: Sees,
+}
+
 /// Makes the Cedar policy and checks it.
 ///
 /// # Errors
 /// [`BadExpression`] if the document's expression does not parse, or names what a policy can't see.
-pub fn compile(source: &Source<'_>) -> Result<String, BadExpression> {
+pub fn compile(source: &Source<'_>) -> Result<Checked, BadExpression> {
     if let Some(when) = source.when {
         // Alone first: what is not one expression must not become more than one by being put between braces.
         when.parse::<Expression>().map_err(|errors| located(&errors, when, 0))?;
@@ -98,6 +108,7 @@ pub fn compile(source: &Source<'_>) -> Result<String, BadExpression> {
     let (text, offset) = render(source);
     let policy = Policy::parse(Some(PolicyId::new(source.id)), &text)
         .map_err(|errors| located(&errors, source.when.unwrap_or_default(), offset))?;
+    let sees = Sees::of(&policy);
     let mut set = PolicySet::new();
     set.add(policy).map_err(|error| BadExpression {
         message: error.to_string(),
@@ -106,10 +117,12 @@ pub fn compile(source: &Source<'_>) -> Result<String, BadExpression> {
         help: String::new(),
     })?;
     let result = Validator::new(schema().clone()).validate(&set, ValidationMode::Strict);
-    match result.validation_errors().next() {
-        None => Ok(text),
-        Some(error) => Err(located(error, source.when.unwrap_or_default(), offset)),
+    // The checker's errors first: they say where in the expression.
+    if let Some(error) = result.validation_errors().next() {
+        return Err(located(error, source.when.unwrap_or_default(), offset));
     }
+    let sees = sees.map_err(|unknown| unseen(&unknown, source.when.unwrap_or_default()))?;
+    Ok(Checked { text, sees })
 }
 
 /// The policy's text, and the offset at which the document's expression stands in it.
@@ -179,24 +192,112 @@ fn located(error: &dyn miette::Diagnostic, expression: &str, offset: usize) -> B
     BadExpression { message, offset: at, length, help }
 }
 
-/// Whether an expression looks at the clock: then a decision under it is good for a second at most. Errs on the safe
-/// side: a text that merely mentions it counts.
-#[must_use]
-pub fn reads_clock(when: Option<&str>) -> bool {
-    when.is_some_and(|when| when.contains("now") || when.contains("age"))
+fn unseen(unknown: &Unknown, when: &str) -> BadExpression {
+    let near = model::text::nearest(&unknown.0, REFERENCE.iter().map(|(name, ..)| *name));
+    BadExpression {
+        message: unknown.to_string(),
+        // Where in the expression is not told; a search for the name might find it in a string.
+        offset: 0,
+        length: when.len().max(1),
+        help: near.map(|near| format!("did you mean `{near}`?")).unwrap_or_default(),
+    }
 }
 
-/// Whether an expression looks at the request beyond the rules: then a decision is for that request only.
-#[must_use]
-pub fn reads_request(policy: &CompiledPolicy) -> bool {
-    policy.cedar.contains("request")
+/// What a policy looks at, beyond the rules and conditions that are matched beforehand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sees {
+    /// The clock: then a decision under it is good for a second at most.
+    pub clock: bool,
+    /// The request: then a decision is for that request only.
+    pub request: bool,
+}
+
+/// What a policy asks for and this version can't show it. A policy that asks whether it is there (`has`) type-checks
+/// and is never true, so a guardrail that a newer version wrote would be skipped without a word.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("there is no `{0}`")]
+pub struct Unknown(pub String);
+
+impl Sees {
+    /// Reads it off the parsed policy, never off its text: an attribute's name can be written with escapes.
+    ///
+    /// # Errors
+    /// [`Unknown`].
+    pub fn of(policy: &Policy) -> Result<Self, Unknown> {
+        // A policy that can't be shown can't be judged either.
+        let policy = policy.to_json().map_err(|error| Unknown(error.to_string()))?;
+        let mut sees = Self::default();
+        for condition in policy["conditions"].as_array().into_iter().flatten() {
+            sees.expression(&condition["body"])?;
+        }
+        Ok(sees)
+    }
+
+    /// An expression of Cedar's JSON policy format: an object with the operator as its one key.
+    fn expression(&mut self, expression: &Value) -> Result<(), Unknown> {
+        if let Some((variable, attributes)) = access(expression) {
+            return self.access(variable, &attributes);
+        }
+        let Some((operator, operands)) = expression.as_object().and_then(|object| object.iter().next())
+        else {
+            return Ok(());
+        };
+        match operator.as_str() {
+            "Value" => Ok(()),
+            "has" => Err(Unknown("has` of a computed value, only of a variable such as `context".to_owned())),
+            // The keys of a record are the author's; those of an operator name its operands.
+            _ => match operands {
+                Value::Array(operands) => operands.iter().try_for_each(|operand| self.expression(operand)),
+                Value::Object(operands) => operands.values().try_for_each(|operand| self.operand(operand)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    fn operand(&mut self, operand: &Value) -> Result<(), Unknown> {
+        match operand {
+            Value::Array(items) => items.iter().try_for_each(|item| self.expression(item)),
+            other => self.expression(other),
+        }
+    }
+
+    fn access(&mut self, variable: &str, attributes: &[&str]) -> Result<(), Unknown> {
+        match (variable, attributes) {
+            ("context", []) => (self.clock, self.request) = (true, true),
+            ("context", ["now"] | ["attestation"] | ["attestation", "age"]) => self.clock = true,
+            ("context", ["request"] | ["request", "method" | "host" | "port" | "path"]) => {
+                self.request = true
+            }
+            ("context", ["attestation", "issued_at" | "provider" | "kind"] | ["rules" | "conditions"])
+            | ("principal", [] | ["namespace" | "trust_domain"])
+            | ("resource", [] | ["sensitivity"])
+            | ("action", []) => {}
+            _ => {
+                let path: Vec<&str> = std::iter::once(variable).chain(attributes.iter().copied()).collect();
+                return Err(Unknown(path.join(".")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// `context.a.b`, or the question whether it is there, as its variable and attributes; `None` for anything else.
+fn access(expression: &Value) -> Option<(&str, Vec<&str>)> {
+    let object = expression.as_object()?;
+    if let Some(variable) = object.get("Var") {
+        return Some((variable.as_str()?, Vec::new()));
+    }
+    let access = object.get(".").or_else(|| object.get("has"))?;
+    let (variable, mut attributes) = self::access(access.get("left")?)?;
+    attributes.push(access.get("attr")?.as_str()?);
+    Some((variable, attributes))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn with(when: &str) -> Result<String, BadExpression> {
+    fn with(when: &str) -> Result<Checked, BadExpression> {
         compile(&Source {
             id: "payments/p",
             effect: Effect::Permit,
@@ -217,8 +318,8 @@ mod tests {
             "resource.sensitivity != \"high\" // a comment",
             "context.request.method == \"GET\"",
         ] {
-            let text = with(when).unwrap_or_else(|error| panic!("{when}: {error:?}"));
-            assert!(text.contains(when));
+            let checked = with(when).unwrap_or_else(|error| panic!("{when}: {error:?}"));
+            assert!(checked.text.contains(when));
         }
     }
 
@@ -234,6 +335,49 @@ mod tests {
             assert!(when[error.offset..].contains(fault), "{error:?}");
             assert!(!error.message.contains("payments/p"), "{error:?}");
         }
+    }
+
+    #[test]
+    fn what_an_expression_sees_does_not_depend_on_how_it_is_written() {
+        let seen = |when: &str| {
+            let sees = with(when).unwrap_or_else(|error| panic!("{when}: {error:?}")).sees;
+            (sees.clock, sees.request)
+        };
+        let moment = "datetime(\"2026-11-24\")";
+        for clock in [
+            format!("context.now < {moment}"),
+            format!("context[\"\\u{{6e}}ow\"] < {moment}"),
+            "context.attestation[\"\\u{61}ge\"] < duration(\"1h\")".to_owned(),
+            "context.attestation == context.attestation".to_owned(),
+            format!("{{ \"Var\": context.now }}.Var < {moment}"),
+        ] {
+            assert_eq!(seen(&clock), (true, false), "{clock}");
+        }
+        assert_eq!(seen("context[\"r\\u{65}quest\"].method == \"GET\""), (false, true));
+        assert_eq!(seen("[context.request.path].contains(\"/a\")"), (false, true));
+        let hidden = format!("(if principal.hasTag(\"a\") then context else context).now < {moment}");
+        assert_eq!(seen(&hidden), (true, true));
+        for neither in [
+            "resource.sensitivity == \"now, of that age, by request\"",
+            "context.attestation.provider == \"ci\" && principal in Workload::\"a/b\"",
+            "principal.hasTag(\"age\") && principal.getTag(\"age\") like \"1*\"",
+        ] {
+            assert_eq!(seen(neither), (false, false), "{neither}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_can_not_be_asked_for() {
+        for (when, name) in [
+            ("context has subject && context.subject == \"a\"", "context.subject"),
+            ("context.request has header", "context.request.header"),
+            ("principal has age", "principal.age"),
+        ] {
+            let error = with(when).unwrap_err();
+            assert_eq!(error.message, format!("there is no `{name}`"), "{when}");
+        }
+        let computed = "(if principal.hasTag(\"a\") then context else context) has subject";
+        assert!(with(computed).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use model::{Caller, Code, Destination, Injection, Version};
 use resources::kind::{AccessPolicySpec, CredentialProviderSpec, DestinationSpec, Kind, RuleSpec, Spec};
 use resources::{Diagnostic, Document, Set, values};
 
-use crate::cedar::{self, Source};
+use crate::cedar::{self, Checked, Source};
 use crate::windows;
 
 /// All documents, checked and compiled.
@@ -91,16 +91,16 @@ pub fn compile(set: &Set) -> Result<Compiled, Vec<Diagnostic>> {
                     reason: spec.reason.as_deref(),
                 };
                 match checked(document, &policy) {
-                    Ok(cedar) => compiled.guardrails.push(CompiledPolicy {
+                    Ok(checked) => compiled.guardrails.push(CompiledPolicy {
                         name: document.name.clone(),
                         effect: Effect::Forbid,
-                        cedar,
+                        cedar: checked.text,
                         destination: None,
                         rules,
                         credential: None,
                         conditions: Vec::new(),
                         ttl_seconds: None,
-                        reads_clock: cedar::reads_clock(spec.when.as_deref()),
+                        reads_clock: checked.sees.clock,
                     }),
                     Err(error) => found.push(*error),
                 }
@@ -151,7 +151,7 @@ fn access_policy(
         return Ok(None);
     }
     let condition_names: Vec<String> = conditions.iter().map(ToString::to_string).collect();
-    let cedar = checked(
+    let checked = checked(
         document,
         &Source {
             id: &document.name.to_string(),
@@ -166,18 +166,18 @@ fn access_policy(
     let policy = CompiledPolicy {
         name: document.name.clone(),
         effect: Effect::Permit,
-        cedar,
+        cedar: checked.text,
         destination: Some(destination),
         rules,
         credential,
         conditions,
         ttl_seconds: spec.ttl.as_deref().and_then(values::duration),
-        reads_clock: cedar::reads_clock(spec.when.as_deref()),
+        reads_clock: checked.sees.clock,
     };
     Ok(Some((workload, policy)))
 }
 
-fn checked(document: &Document, source: &Source<'_>) -> Result<String, Box<Diagnostic>> {
+fn checked(document: &Document, source: &Source<'_>) -> Result<Checked, Box<Diagnostic>> {
     cedar::compile(source).map_err(|bad| {
         let at = document.within("/spec/when", bad.offset, bad.length);
         Box::new(Diagnostic::error(Code::InvalidExpression, at, bad.message).help(match bad.help.as_str() {

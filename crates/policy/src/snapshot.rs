@@ -15,7 +15,7 @@ use model::slice::{Block, BlockTarget, CompiledPolicy, Effect, ProviderFace, Sli
 use model::{Caller, Code, Destination, HostName, ResourceRef, UnixMillis, Version};
 use serde::Serialize;
 
-use crate::cedar;
+use crate::cedar::{self, Sees};
 use crate::compile::credentials;
 use crate::matching::{method_matches, path_matches, rule_matches};
 use crate::windows::{Condition, Held};
@@ -48,11 +48,20 @@ pub struct Snapshot {
     conditions: HashMap<ResourceRef, Condition>,
     policies: PolicySet,
     authorizer: Authorizer,
-    decided: ArcSwap<HashMap<Key, Arc<Decision>>>,
+    decided: ArcSwap<Decided>,
+}
+
+/// Decisions that may be used again: by all that Cedar can see of the question, for one caller as it was attested.
+#[derive(Clone)]
+struct Decided {
+    caller: Caller,
+    decisions: HashMap<Key, Arc<Decision>>,
 }
 
 /// What concerns one destination.
 struct Concern {
+    /// Index of the destination.
+    destination: usize,
     /// Indices of the access policies that name it, then of all guardrails.
     policies: Vec<usize>,
     /// Whether some expression among them looks at the request beyond the rules.
@@ -63,14 +72,13 @@ struct Concern {
     owned_headers: Vec<String>,
 }
 
-/// All that Cedar can see, where nothing reads the request beyond the rules.
+/// All that Cedar can see but the caller, where nothing reads the request beyond the rules.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     destination: usize,
     connect: bool,
     rules: u64,
     conditions: u64,
-    attested_at: UnixMillis,
 }
 
 /// Decisions that are kept. Keys are few (rules that matched, conditions that hold); past this the cache starts anew.
@@ -86,9 +94,16 @@ impl Snapshot {
     /// [`Refused`] if it holds anything that this version does not understand.
     pub fn new(slice: Slice) -> Result<Self, Refused> {
         let mut policies = PolicySet::new();
+        let mut sees = Vec::new();
         for policy in &slice.policies {
             let parsed = Policy::parse(Some(PolicyId::new(policy.name.to_string())), &policy.cedar)
                 .map_err(|error| Refused(format!("policy {}: {error}", policy.name)))?;
+            let looks =
+                Sees::of(&parsed).map_err(|unknown| Refused(format!("policy {}: {unknown}", policy.name)))?;
+            sees.push(Sees { clock: looks.clock || policy.reads_clock, ..looks });
+            if (parsed.effect() == cedar_policy::Effect::Permit) != (policy.effect == Effect::Permit) {
+                return Err(Refused(format!("policy {} does not do what it is said to do", policy.name)));
+            }
             policies.add(parsed).map_err(|error| Refused(error.to_string()))?;
         }
         let mut conditions = HashMap::new();
@@ -117,8 +132,10 @@ impl Snapshot {
         }
         let by_destination = destinations
             .iter()
-            .map(|destination| (destination.name.clone(), concern(&slice, destination)))
+            .enumerate()
+            .map(|(index, destination)| (destination.name.clone(), concern(&slice, &sees, index)))
             .collect();
+        let decided = Decided { caller: slice.caller.clone(), decisions: HashMap::new() };
         Ok(Self {
             slice,
             destinations,
@@ -128,7 +145,7 @@ impl Snapshot {
             conditions,
             policies,
             authorizer: Authorizer::new(),
-            decided: ArcSwap::default(),
+            decided: ArcSwap::from_pointee(decided),
         })
     }
 
@@ -189,6 +206,12 @@ impl Snapshot {
     /// Decides.
     #[must_use]
     pub fn decide(&self, question: &Question<'_>) -> Arc<Decision> {
+        if question.caller.id != self.slice.caller.id
+            || question.caller.namespace != self.slice.caller.namespace
+        {
+            let detail = format!("this policy is not for {}", question.caller.id);
+            return Arc::new(self.denied(Code::PolicyError, detail, &[]));
+        }
         let Some(concern) = self.by_destination.get(&question.destination.name) else {
             return Arc::new(self.denied(
                 Code::NotCovered,
@@ -197,27 +220,36 @@ impl Snapshot {
             ));
         };
         let held = self.held(question);
+        let until = good_until(question, concern, &held);
         let Some(key) = self.key(question, concern, &held) else {
-            return Arc::new(self.decide_fresh(question, concern, &held));
+            return Arc::new(self.decide_fresh(question, concern, until));
         };
-        if let Some(known) = self.decided.load().get(&key)
-            && known.valid_until > question.now
-        {
-            return known.clone();
+        if let Some(known) = self.known(question, &key, until) {
+            return known;
         }
-        let decision = Arc::new(self.decide_fresh(question, concern, &held));
+        let decision = Arc::new(self.decide_fresh(question, concern, until));
         // A denial says what was seen, so it is for this request only.
         if decision.verdict.is_allow() {
-            self.remember(key, &decision);
+            self.remember(question.caller, key, &decision);
         }
         decision
     }
 
-    fn remember(&self, key: Key, decision: &Arc<Decision>) {
-        self.decided.rcu(|known| {
-            let mut known = if known.len() < DECIDED_MAX { HashMap::clone(known) } else { HashMap::new() };
-            known.insert(key.clone(), decision.clone());
-            known
+    /// A decision made before. One that says it is good for longer than a fresh one would be was made before the clock
+    /// was set back.
+    fn known(&self, question: &Question<'_>, key: &Key, until: UnixMillis) -> Option<Arc<Decision>> {
+        let decided = self.decided.load();
+        let known = decided.decisions.get(key)?;
+        let good = known.valid_until > question.now && known.valid_until <= until;
+        (good && decided.caller == *question.caller).then(|| known.clone())
+    }
+
+    fn remember(&self, caller: &Caller, key: Key, decision: &Arc<Decision>) {
+        self.decided.rcu(|decided| {
+            let keep = decided.caller == *caller && decided.decisions.len() < DECIDED_MAX;
+            let mut decisions = if keep { decided.decisions.clone() } else { HashMap::new() };
+            decisions.insert(key.clone(), decision.clone());
+            Decided { caller: caller.clone(), decisions }
         });
     }
 
@@ -237,11 +269,10 @@ impl Snapshot {
             }
         }
         Some(Key {
-            destination: self.destinations.iter().position(|d| d.name == question.destination.name)?,
+            destination: concern.destination,
             connect: question.request.action == Action::Connect,
             rules,
             conditions: held.bits?,
-            attested_at: question.caller.attestation.issued_at,
         })
     }
 
@@ -263,13 +294,8 @@ impl Snapshot {
         }
     }
 
-    fn decide_fresh(&self, question: &Question<'_>, concern: &Concern, held: &HeldConditions) -> Decision {
-        let mut decision = self.judge(question, concern);
-        decision.valid_until = held.until;
-        if concern.reads_clock {
-            decision.valid_until = decision.valid_until.min(question.now.plus_millis(CLOCK_MILLIS));
-        }
-        decision
+    fn decide_fresh(&self, question: &Question<'_>, concern: &Concern, until: UnixMillis) -> Decision {
+        Decision { valid_until: until, ..self.judge(question, concern) }
     }
 
     fn judge(&self, question: &Question<'_>, concern: &Concern) -> Decision {
@@ -280,7 +306,7 @@ impl Snapshot {
         }) {
             return self.denied(Code::Blocked, blocked(block), &[]);
         }
-        let response = match self.ask_cedar(question) {
+        let response = match self.ask_cedar(question, concern) {
             Ok(response) => response,
             Err(problem) => return self.denied(Code::PolicyError, problem, &[]),
         };
@@ -384,14 +410,14 @@ impl Snapshot {
         self.slice.policies.iter().filter(|policy| ids.contains(&policy.name.to_string())).collect()
     }
 
-    fn ask_cedar(&self, question: &Question<'_>) -> Result<Response, String> {
+    fn ask_cedar(&self, question: &Question<'_>, concern: &Concern) -> Result<Response, String> {
         let text =
             |error: &dyn std::fmt::Display| format!("the request could not be put to the policy: {error}");
         let principal = uid("Caller", question.caller.id.as_str())?;
         let resource = uid("Destination", &question.destination.name.to_string())?;
         let action = uid("Action", question.request.action.as_str())?;
         let entities = self.entities(question, &principal, &resource)?;
-        let context = Context::from_pairs(self.context(question)).map_err(|e| text(&e))?;
+        let context = Context::from_pairs(self.context(question, concern)).map_err(|e| text(&e))?;
         let request = Request::new(principal, action, resource, context, None).map_err(|e| text(&e))?;
         Ok(self.authorizer.is_authorized(&request, &self.policies, &entities))
     }
@@ -427,7 +453,7 @@ impl Snapshot {
             .map_err(|e| text(&e))
     }
 
-    fn context(&self, question: &Question<'_>) -> Vec<(String, RestrictedExpression)> {
+    fn context(&self, question: &Question<'_>, concern: &Concern) -> Vec<(String, RestrictedExpression)> {
         let attestation = &question.caller.attestation;
         let age = question.now.millis_since(attestation.issued_at).max(0);
         let request = question.request;
@@ -453,7 +479,7 @@ impl Snapshot {
             ),
             (
                 "rules".to_owned(),
-                RestrictedExpression::new_set(self.matched(request).iter().map(|id| string(id))),
+                RestrictedExpression::new_set(self.matched(request, concern).iter().map(|id| string(id))),
             ),
             (
                 "conditions".to_owned(),
@@ -462,8 +488,10 @@ impl Snapshot {
         ]
     }
 
-    fn matched(&self, request: &RequestFacts) -> Vec<String> {
-        let rules = self.slice.policies.iter().flat_map(|policy| {
+    /// Rules that match, of the policies that concern the destination: no expression may see more than the key holds.
+    fn matched(&self, request: &RequestFacts, concern: &Concern) -> Vec<String> {
+        let policies = concern.policies.iter().map(|index| &self.slice.policies[*index]);
+        let rules = policies.flat_map(|policy| {
             policy.rules.iter().enumerate().map(move |(index, rule)| (policy, index, rule))
         });
         rules
@@ -594,9 +622,15 @@ struct HeldConditions {
     until: UnixMillis,
 }
 
-fn concern(slice: &Slice, destination: &Destination) -> Concern {
+/// The first moment at which an input can change by itself.
+fn good_until(question: &Question<'_>, concern: &Concern, held: &HeldConditions) -> UnixMillis {
+    if concern.reads_clock { held.until.min(question.now.plus_millis(CLOCK_MILLIS)) } else { held.until }
+}
+
+fn concern(slice: &Slice, sees: &[Sees], destination: usize) -> Concern {
+    let name = &slice.destinations[destination].name;
     let names_it = |policy: &&CompiledPolicy| {
-        policy.effect == Effect::Forbid || policy.destination.as_ref() == Some(&destination.name)
+        policy.effect == Effect::Forbid || policy.destination.as_ref() == Some(name)
     };
     let indices =
         slice.policies.iter().enumerate().filter(|(_, policy)| names_it(policy)).map(|(index, _)| index);
@@ -610,8 +644,9 @@ fn concern(slice: &Slice, destination: &Destination) -> Concern {
     owned_headers.sort_unstable();
     owned_headers.dedup();
     Concern {
-        reads_request: own().any(cedar::reads_request),
-        reads_clock: own().any(|policy| policy.reads_clock),
+        destination,
+        reads_request: policies.iter().any(|index| sees[*index].request),
+        reads_clock: policies.iter().any(|index| sees[*index].clock),
         owned_headers,
         policies,
     }

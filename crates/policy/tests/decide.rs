@@ -258,6 +258,13 @@ fn a_slice_that_is_not_understood_is_refused() {
     assert!(Snapshot::new(slice.clone()).is_err());
     slice.policies[0].cedar = "permit (principal, action, resource);".into();
     slice.policies[0].conditions = vec!["payments/absent".parse().unwrap()];
+    assert!(Snapshot::new(slice.clone()).is_err());
+    slice.policies[0].conditions = Vec::new();
+    assert!(Snapshot::new(slice.clone()).is_ok());
+    // A newer control plane's guardrail would be skipped without a word.
+    slice.policies[0].cedar = "permit (principal, action, resource) when { context has subject };".into();
+    assert!(Snapshot::new(slice.clone()).is_err());
+    slice.policies[0].cedar = "forbid (principal, action, resource);".into();
     assert!(Snapshot::new(slice).is_err());
 }
 
@@ -300,4 +307,94 @@ proptest! {
         let sorted = |mut names: Vec<model::ResourceRef>| { names.sort(); names };
         prop_assert_eq!(sorted(first.policies), sorted(other.policies));
     }
+
+    /// A snapshot that has answered before says what one that never has, and so asks Cedar, says: whatever was asked
+    /// before, whenever, and however often the caller was attested anew.
+    #[test]
+    fn what_is_kept_is_what_cedar_says(
+        chosen in prop::collection::vec(0..EXPRESSIONS.len(), 2),
+        guarded in prop::option::weighted(0.3, 0..EXPRESSIONS.len()),
+        asked in prop::collection::vec(
+            // Mostly the same caller and the same moment: only then is anything kept.
+            (
+                0..METHODS.len(),
+                0..PATHS.len(),
+                prop_oneof![2 => Just(0), 1 => 0..MOMENTS.len()],
+                prop_oneof![8 => Just(0), 1 => 0..4_usize],
+                prop::bool::weighted(0.1),
+            ),
+            20..40,
+        ),
+    ) {
+        let mut text = format!("{BASE}{HOURS}");
+        for (index, expression) in chosen.iter().enumerate() {
+            let rule = ["{ methods: [GET], paths: [/a/**] }", "{ methods: [POST, GET], paths: [/**] }"][index];
+            let condition = ["hours", ""][index];
+            text += &policy(
+                &format!("p{index}"),
+                &format!("allow: [{rule}], conditions: [{condition}], when: '{}'", EXPRESSIONS[*expression]),
+            );
+        }
+        if let Some(expression) = guarded {
+            text += &guardrail("g", &format!("deny: [{{ paths: [/a/b] }}], when: '{}'", EXPRESSIONS[expression]));
+        }
+        let warm = snapshot_for(&text, &caller(), &[]);
+        for (method, path, moment, attested, connect) in asked {
+            let mut who = caller();
+            match attested {
+                1 => who.attestation.issued_at = NOW,
+                2 => who.attestation.provider = "ci".into(),
+                3 => { who.attributes.insert("team".into(), "red".into()); }
+                _ => {}
+            }
+            let mut request = request(METHODS[method], PATHS[path]);
+            if connect {
+                request = RequestFacts { action: Action::Connect, method: String::new(), path: String::new(), ..request };
+            }
+            let now = NOW.plus_millis(MOMENTS[moment]);
+            let answer = |snapshot: &Snapshot| {
+                let destination = snapshot.cover(&request.host, request.port).expect("covered");
+                Decision::clone(&snapshot.decide(&Question { caller: &who, destination, request: &request, now }))
+            };
+            let (kept, fresh) = (answer(&warm), answer(&Snapshot::new(warm.slice().clone()).unwrap()));
+            prop_assert_eq!(&kept.verdict, &fresh.verdict);
+            prop_assert_eq!(&kept.policies, &fresh.policies);
+            prop_assert!(kept.valid_until > now && kept.valid_until <= fresh.valid_until);
+        }
+    }
+}
+
+const HOURS: &str = "apiVersion: countersign.dev/v1alpha1\nkind: Condition\nmetadata: { name: hours, namespace: payments }\n\
+                     spec: { timeWindow: { from: \"08:00\", to: \"18:00\", timeZone: UTC } }\n---\n";
+
+const METHODS: [&str; 3] = ["GET", "POST", "DELETE"];
+
+const PATHS: [&str; 4] = ["/a", "/a/b", "/c", "/a/../c"];
+
+/// In milliseconds from [`NOW`]; clocks are also set back.
+const MOMENTS: [i64; 7] = [0, 400, 1500, -2000, 2_000_000, 9 * 3_600_000, -3 * 3_600_000];
+
+/// All that a decision may rest on, also written so that a search of the text would not find it.
+const EXPRESSIONS: [&str; 10] = [
+    "true",
+    "context.attestation.age < duration(\"12m\")",
+    "context.now >= datetime(\"2026-11-24T10:00:00Z\")",
+    r#"context["\u{6e}ow"] < datetime("2026-11-24T10:00:01Z")"#,
+    r#"context["r\u{65}quest"].method == "GET""#,
+    "context.request.path like \"*b\"",
+    "context.attestation.provider == \"cluster\"",
+    "principal.hasTag(\"team\")",
+    "context.rules.contains(\"payments/p1#0\") || context.conditions.contains(\"payments/hours\")",
+    "context.request.port * (if context.request.method == \"POST\" then 9223372036854775807 else 1) > 0",
+];
+
+#[test]
+fn another_callers_snapshot_allows_nothing() {
+    let snapshot = snapshot(&policy("p", "allow: [{}]"));
+    let request = request("GET", "/");
+    let destination = snapshot.cover(&request.host, request.port).unwrap();
+    let mut stranger = caller();
+    stranger.id = SpiffeId::new("spiffe://demo/ns/payments/sa/else").unwrap();
+    let decision = snapshot.decide(&Question { caller: &stranger, destination, request: &request, now: NOW });
+    assert_eq!(code(&decision), Some(Code::PolicyError));
 }
