@@ -117,11 +117,13 @@ pub fn compile(source: &Source<'_>) -> Result<Checked, BadExpression> {
         help: String::new(),
     })?;
     let result = Validator::new(schema().clone()).validate(&set, ValidationMode::Strict);
-    // The checker's errors first: they say where in the expression.
-    if let Some(error) = result.validation_errors().next() {
-        return Err(located(error, source.when.unwrap_or_default(), offset));
+    // The checker's errors first: they say where in the expression. It finds each once for every action, in no order.
+    let when = source.when.unwrap_or_default();
+    let errors = result.validation_errors().map(|error| located(error, when, offset));
+    if let Some(first) = errors.min_by(|a, b| (a.offset, &a.message).cmp(&(b.offset, &b.message))) {
+        return Err(first);
     }
-    let sees = sees.map_err(|unknown| unseen(&unknown, source.when.unwrap_or_default()))?;
+    let sees = sees.map_err(|unknown| unseen(&unknown, when))?;
     Ok(Checked { text, sees })
 }
 
@@ -188,6 +190,9 @@ fn located(error: &dyn miette::Diagnostic, expression: &str, offset: usize) -> B
         Some((policy, rest)) if policy.starts_with("for policy `") => rest.to_owned(),
         _ => message,
     };
+    let message = ["http", "connect"]
+        .iter()
+        .fold(message, |message, action| message.replace(&format!(" for Action::\"{action}\""), ""));
     let help = error.help().map(|help| help.to_string()).unwrap_or_default();
     BadExpression { message, offset: at, length, help }
 }

@@ -398,3 +398,36 @@ fn another_callers_snapshot_allows_nothing() {
     let decision = snapshot.decide(&Question { caller: &stranger, destination, request: &request, now: NOW });
     assert_eq!(code(&decision), Some(Code::PolicyError));
 }
+
+/// Where an expression's fault is shown, for each way in which YAML can hold the expression.
+#[test]
+fn a_fault_in_an_expression_is_shown_where_it_stands() {
+    let shown = |when: &str| {
+        let text = format!(
+            "apiVersion: countersign.dev/v1alpha1\nkind: Guardrail\nmetadata: {{ name: g }}\nspec:\n  when: {when}\n"
+        );
+        let (documents, wrong) = parse(&[("g.yaml".to_owned(), text.clone())], None);
+        assert_eq!(wrong, []);
+        let mut set = Set::default();
+        documents.into_iter().for_each(|document| drop(set.insert(document)));
+        let found = compile(&set).unwrap_err();
+        assert_eq!((found.len(), found[0].code), (1, Code::InvalidExpression));
+        resources::diagnostic::render(&found[0], &text)
+    };
+    insta::assert_snapshot!(
+        [
+            "context.nope == 1",
+            "\"context.nope == 1\"",
+            "'context.nope == 1'",
+            "|\n    true\n    && context.nope == 1",
+            // Folded: the lines are joined, so only the whole can be shown.
+            ">\n    true\n    && context.nope == 1",
+            // Escaped: columns differ, so only the whole can be shown.
+            "\"con\\u0074ext.nope == 1\"",
+            "true && (",
+            "context has subject",
+        ]
+        .map(shown)
+        .join("\n")
+    );
+}

@@ -88,18 +88,20 @@ impl Diagnostic {
     }
 }
 
-/// Renders a diagnostic with the line that it is about, in ASCII and without colour.
+/// Renders a diagnostic with the line that it is about, without colour. What frames the text is ASCII; control characters
+/// of the document are shown as `?`, so that a document can't write to the reader's terminal.
 #[must_use]
 pub fn render(diagnostic: &Diagnostic, source: &str) -> String {
     let Diagnostic { code, severity, message, at, help } = diagnostic;
+    let (message, help) = (printable(message), printable(help));
     let mut text = format!("{}[{code}]: {message}\n", severity.as_str());
     if !at.file.is_empty() {
         let _ = match at.line {
-            0 => writeln!(text, "  --> {}", at.file),
-            line => writeln!(text, "  --> {}:{line}:{}", at.file, at.column),
+            0 => writeln!(text, "  --> {}", printable(&at.file)),
+            line => writeln!(text, "  --> {}:{line}:{}", printable(&at.file), at.column),
         };
     }
-    let line = (at.line as usize).checked_sub(1).and_then(|index| source.lines().nth(index));
+    let line = (at.line as usize).checked_sub(1).and_then(|index| source.lines().nth(index)).map(printable);
     if let Some(line) = line {
         let number = at.line.to_string();
         let margin = " ".repeat(number.len());
@@ -114,4 +116,18 @@ pub fn render(diagnostic: &Diagnostic, source: &str) -> String {
         let _ = writeln!(text, "   = {help}");
     }
     text
+}
+
+/// One line that moves no cursor and hides nothing: each control character, and each that changes the direction of
+/// writing (Unicode UAX #9), becomes one that can be seen, so that columns stay where they are. A tab becomes a space.
+fn printable(text: &str) -> String {
+    let reorders =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars()
+        .map(|c| match c {
+            '\t' => ' ',
+            c if c.is_control() || reorders(c) => '?',
+            c => c,
+        })
+        .collect()
 }

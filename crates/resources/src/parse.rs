@@ -59,8 +59,9 @@ impl Document {
         }
     }
 
-    /// The place of a part of a text value, by its byte offset and length there; of the whole value where the exact
-    /// place can't be said (folded or escaped text).
+    /// The place of a part of a text value, by its byte offset and length there. Where the exact place can't be said
+    /// (folded or escaped text) that of the whole value, or of the field's name if the value begins on another line: a
+    /// caret under the first of several lines would blame that line.
     #[must_use]
     pub fn within(&self, path: &str, offset: usize, length: usize) -> Place {
         let exact = self.source.as_ref().and_then(|source| {
@@ -70,7 +71,12 @@ impl Document {
             let length = value.get(offset..offset + length).map_or(1, |part| part.chars().count());
             Some(Place { length: u32::try_from(length.max(1)).unwrap_or(1), ..source.place(spot) })
         });
-        exact.unwrap_or_else(|| self.at(path))
+        exact.unwrap_or_else(|| {
+            let whole = self.at(path);
+            let name =
+                self.source.as_ref().and_then(|source| Some(source.place(*source.tree.keys.get(path)?)));
+            name.filter(|name| name.line != whole.line).unwrap_or(whole)
+        })
     }
 
     /// The document as JSON: what the store keeps.

@@ -180,9 +180,11 @@ pub fn within(source: &str, value: &str, at: Spot, offset: usize) -> Option<Spot
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
     let in_line = value[line_start..].lines().next().unwrap_or_default();
     let column_in_line = before[line_start..].chars().count();
-    let source_line = source.lines().nth(at.line as usize - 1 + line_index)?;
+    // Line and column 0: the parser could not say where the value stands.
+    let (line_before, column_before) = (at.line.checked_sub(1)? as usize, at.column.checked_sub(1)? as usize);
+    let source_line = source.lines().nth(line_before + line_index)?;
     let quoted = source.get(at.offset..).is_some_and(|rest| rest.starts_with(['"', '\'']));
-    let skip = (at.column as usize - 1) + usize::from(quoted);
+    let skip = column_before + usize::from(quoted);
     let shown: String = source_line.chars().skip(skip).take(in_line.chars().count()).collect();
     if shown != in_line || (quoted && line_index > 0) {
         return None;

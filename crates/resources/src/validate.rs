@@ -44,6 +44,7 @@ pub fn validate(documents: &[Document], set: &Set) -> Vec<Diagnostic> {
         if let Spec::AccessPolicy(spec) = &document.spec {
             permitted(document, spec, set, &mut found);
             ambiguous(document, spec, set, &mut found);
+            out_of_reach(document, spec, set, &mut found);
         }
     }
     found.sort_by(|a, b| (&a.at, a.code).cmp(&(&b.at, b.code)));
@@ -52,6 +53,13 @@ pub fn validate(documents: &[Document], set: &Set) -> Vec<Diagnostic> {
 
 fn values_of(document: &Document, found: &mut Vec<Diagnostic>) {
     let mut check = Check { document, found };
+    let namespace = |text: &str| (text == "*").then_some(()).or_else(|| Namespace::new(text).ok().map(drop));
+    check.each(
+        "/spec/sharedWith",
+        document.spec.shared_with(),
+        namespace,
+        "must be a namespace, or `*` for all",
+    );
     match &document.spec {
         Spec::Workload(spec) => check.workload(spec),
         Spec::TrustProvider(spec) => check.trust_provider(spec),
@@ -96,6 +104,13 @@ impl Check<'_> {
                 "/spec/selector",
                 "a selector must name at least one attribute: an empty one would match everybody",
             );
+        }
+        for (key, value) in &spec.selector {
+            // Else it would be compared letter by letter, and nobody writes it for that.
+            if value.strip_suffix('*').unwrap_or(value).contains('*') {
+                let message = format!("`{value}` may have `*` at its end only");
+                self.invalid(&format!("/spec/selector/{key}"), message);
+            }
         }
         self.one("/spec/egress", spec.egress.as_ref(), values::egress, "must be `observe` or `enforce`");
     }
@@ -224,9 +239,20 @@ impl Check<'_> {
         match (&spec.time_window, &spec.attested_within) {
             (Some(window), None) => {
                 let must = "must be a time of day such as `08:00`";
-                self.each("/spec/timeWindow/days", &window.days, values::day, "must be `mon` … `sun`");
+                self.each(
+                    "/spec/timeWindow/days",
+                    &window.days,
+                    values::day,
+                    "must be one of `mon`, `tue`, `wed`, `thu`, `fri`, `sat`, `sun`",
+                );
                 self.one("/spec/timeWindow/from", Some(&window.from), values::minute_of_day, must);
                 self.one("/spec/timeWindow/to", Some(&window.to), values::minute_of_day, must);
+                if window.from == window.to {
+                    self.invalid(
+                        "/spec/timeWindow/to",
+                        "`to` must differ from `from`; a whole day is `00:00` to `24:00`",
+                    );
+                }
                 if window.time_zone.is_empty() {
                     self.invalid(
                         "/spec/timeWindow/timeZone",
@@ -312,13 +338,19 @@ fn permitted(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mu
 fn ambiguous(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mut Vec<Diagnostic>) {
     let Some(credential) = &spec.credential else { return };
     let namespace = document.name.namespace.as_ref();
+    // Two spellings of one name (`a`, `own/a`) mean the same.
+    let same = |kind, ours: &str, theirs: &str| {
+        let meant = |text| set.resolve(kind, text, namespace).ok().map(|found| &found.name);
+        ours == theirs || meant(ours).is_some_and(|ours| meant(theirs) == Some(ours))
+    };
     for other in set.of_kind(Kind::AccessPolicy) {
         let Spec::AccessPolicy(other_spec) = &other.spec else { continue };
         let same_pair = other.name != document.name
             && other.name.namespace.as_ref() == namespace
-            && other_spec.workload == spec.workload
-            && other_spec.destination == spec.destination;
-        let differs = other_spec.credential.as_ref().is_some_and(|theirs| theirs != credential);
+            && same(Kind::Workload, &other_spec.workload, &spec.workload)
+            && same(Kind::Destination, &other_spec.destination, &spec.destination);
+        let theirs = other_spec.credential.as_ref();
+        let differs = theirs.is_some_and(|theirs| !same(Kind::CredentialProvider, theirs, credential));
         if same_pair && differs && may_overlap(&spec.allow, &other_spec.allow) {
             let message =
                 format!("accesspolicy/{} covers the same calls with another credential", other.name);
@@ -326,6 +358,35 @@ fn ambiguous(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mu
                 Diagnostic::warning(Code::AmbiguousCredentialAhead, document.at("/spec/credential"), message)
                     .help("calls that both allow are refused with CS5006; make their rules disjoint"),
             );
+        }
+    }
+}
+
+/// Age that a projected service-account token reaches before the kubelet replaces it: 80 % of its life, which the API
+/// server lets be no shorter than 10 minutes (Kubernetes documentation, "Configure Service Accounts for Pods").
+const KUBERNETES_AGE: u32 = 480;
+
+/// A condition that asks for fresher evidence than the workload's kind can give. Only Kubernetes says how often evidence
+/// is renewed; a workload that selects by its attributes gets it from there.
+fn out_of_reach(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mut Vec<Diagnostic>) {
+    let namespace = document.name.namespace.as_ref();
+    let Ok(workload) = set.resolve(Kind::Workload, &spec.workload, namespace) else { return };
+    let Spec::Workload(workload) = &workload.spec else { return };
+    if !workload.selector.keys().any(|key| key.starts_with("kubernetes.")) {
+        return;
+    }
+    for (i, text) in spec.conditions.iter().enumerate() {
+        let Ok(condition) = set.resolve(Kind::Condition, text, namespace) else { continue };
+        let Spec::Condition(condition) = &condition.spec else { continue };
+        let Some(within) = &condition.attested_within else { continue };
+        if values::duration(within).is_some_and(|seconds| seconds < KUBERNETES_AGE) {
+            let at = document.at(&format!("/spec/conditions/{i}"));
+            let message = format!(
+                "`{text}` wants evidence of the last {within}, but service-account tokens are renewed every 8m at best"
+            );
+            found.push(Diagnostic::warning(Code::FreshnessOutOfReach, at, message).help(
+                "calls are denied in between; allow at least `8m`, and give the token the shortest life",
+            ));
         }
     }
 }

@@ -12,7 +12,7 @@ use crate::kind::{ConditionSpec, TimeWindowSpec};
 #[must_use]
 pub fn duration(text: &str) -> Option<u32> {
     let unit = text.chars().last()?;
-    let number: u32 = text.strip_suffix(unit)?.parse().ok()?;
+    let number: u32 = digits(text.strip_suffix(unit)?)?;
     let factor = match unit {
         's' => 1,
         'm' => 60,
@@ -21,6 +21,11 @@ pub fn duration(text: &str) -> Option<u32> {
         _ => return None,
     };
     number.checked_mul(factor)
+}
+
+/// A number in digits alone: Rust's own reader takes a `+` too.
+fn digits<T: std::str::FromStr>(text: &str) -> Option<T> {
+    text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok())?
 }
 
 /// Reads an address or a CIDR block; an address is a block of itself.
@@ -97,7 +102,7 @@ pub fn minute_of_day(text: &str) -> Option<u16> {
     if hours.len() != 2 || minutes.len() != 2 {
         return None;
     }
-    let (hours, minutes): (u16, u16) = (hours.parse().ok()?, minutes.parse().ok()?);
+    let (hours, minutes): (u16, u16) = (digits(hours)?, digits(minutes)?);
     let minute = hours * 60 + minutes;
     (minutes < 60 && minute <= 24 * 60).then_some(minute)
 }
@@ -173,6 +178,10 @@ mod tests {
         assert_eq!(
             (duration("5m"), duration("1h"), duration("5"), duration("m")),
             (Some(300), Some(3600), None, None)
+        );
+        assert_eq!(
+            (duration("+5m"), duration("5\u{20ac}"), minute_of_day("+8:00"), minute_of_day("8:+0")),
+            (None, None, None, None)
         );
         assert_eq!(
             (minute_of_day("08:30"), minute_of_day("24:00"), minute_of_day("24:01"), minute_of_day("8:30")),

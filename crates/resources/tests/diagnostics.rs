@@ -1,5 +1,6 @@
 //! What people read when a document is wrong.
 
+use proptest::prelude::*;
 use resources::diagnostic::render;
 use resources::{Set, parse, validate};
 
@@ -114,4 +115,110 @@ fn another_tenants_documents_are_not_ours_to_name() {
             .contains("error[CS0104]: Destination `other/d` is not shared with namespace `mine`")
     );
     assert_eq!(check(&shared(", sharedWith: [mine]")), "");
+}
+
+#[test]
+fn a_document_can_not_write_to_the_readers_terminal() {
+    let text = format!(
+        "{HEAD}kind: Condition\nmetadata: {{ name: c, namespace: a }}\nspec: {{ attestedWithin: \"\\e[2J\u{202e}x\" }}\n"
+    );
+    let shown = check(&text);
+    assert!(shown.contains("error[CS0103]: `?[2J?x` must be a duration"), "{shown}");
+    assert!(!shown.contains(|c: char| c != '\n' && (c.is_control() || c == '\u{202e}')), "{shown}");
+}
+
+#[test]
+fn a_field_given_twice_is_not_settled_by_the_last() {
+    let text = format!(
+        "{HEAD}kind: Guardrail\nkind: Condition\nmetadata: {{ name: g }}\nspec: {{ when: \"true\" }}\n"
+    );
+    assert!(check(&text).starts_with("error[CS0101]: duplicate mapping key: kind"));
+}
+
+#[test]
+fn values_that_would_surprise() {
+    let text = format!(
+        "{HEAD}kind: Workload\nmetadata: {{ name: w, namespace: a }}\nspec: {{ selector: {{ team: a*b }} }}\n---\n{HEAD}\
+         kind: Condition\nmetadata: {{ name: c, namespace: a }}\nspec:\n  timeWindow: {{ days: [monday], from: \"08:00\", \
+         to: \"08:00\", timeZone: UTC }}\n  sharedWith: [Not A Name]\n"
+    );
+    insta::assert_snapshot!(check(&text));
+}
+
+/// A workload attested by Kubernetes, two credentials, and whatever else.
+fn billing(rest: &str) -> String {
+    let provider = |name: &str| {
+        format!(
+            "{HEAD}kind: CredentialProvider\nmetadata: {{ name: {name}, namespace: a }}\nspec: {{ jwt: {{ audience: [x] }} }}\n---\n"
+        )
+    };
+    format!(
+        "{HEAD}kind: Workload\nmetadata: {{ name: w, namespace: a }}\nspec: {{ selector: {{ kubernetes.serviceaccount: w }} }}\n\
+         ---\n{HEAD}kind: Destination\nmetadata: {{ name: d, namespace: a }}\nspec: {{ hosts: [a.example] }}\n---\n{}{}{rest}",
+        provider("one"),
+        provider("two"),
+    )
+}
+
+fn policy(name: &str, rest: &str) -> String {
+    format!(
+        "{HEAD}kind: AccessPolicy\nmetadata: {{ name: {name}, namespace: a }}\nspec: {{ workload: w, destination: d, {rest} }}\n---\n"
+    )
+}
+
+#[test]
+fn credentials_that_will_compete_are_foreseen() {
+    let pair = |a: &str, b: &str| check(&billing(&(policy("p", a) + &policy("q", b))));
+    let found =
+        pair("credential: one, allow: [{ paths: [/a/**] }]", "credential: two, allow: [{ methods: [GET] }]");
+    assert_eq!(found.matches("warning[CS0130]").count(), 2, "{found}");
+    assert!(found.contains("accesspolicy/a/q covers the same calls with another credential"), "{found}");
+    assert_eq!(
+        pair("credential: one, allow: [{ paths: [/a] }]", "credential: two, allow: [{ paths: [/b] }]"),
+        ""
+    );
+    // Two spellings of one name.
+    assert_eq!(pair("credential: one, allow: [{}]", "credential: a/one, allow: [{}]"), "");
+}
+
+#[test]
+fn freshness_out_of_reach_is_foreseen() {
+    let within = |text: &str| {
+        let condition = format!(
+            "{HEAD}kind: Condition\nmetadata: {{ name: fresh, namespace: a }}\nspec: {{ attestedWithin: {text} }}\n---\n"
+        );
+        check(&billing(&(condition + &policy("p", "allow: [{}], conditions: [fresh]"))))
+    };
+    assert!(
+        within("5m").starts_with("warning[CS0131]: `fresh` wants evidence of the last 5m"),
+        "{}",
+        within("5m")
+    );
+    assert_eq!(within("8m"), "");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever is read, nothing panics, and what is shown can be shown.
+    #[test]
+    fn no_text_makes_it_panic(text in prop_oneof![
+        any::<String>(),
+        "[-a-z:{}\\[\\]&*!|>'\" \n\t#,%@0-9]{0,120}",
+        // The quickstart with a hole in it, and something else put there.
+        (any::<prop::sample::Index>(), 0..40_usize, "[-:{}\\[\\]&*|>'\" \na-z0]{0,8}").prop_map(|(at, cut, put)| {
+            let text = include_str!("../../../examples/quickstart/quickstart.yaml");
+            let characters: Vec<char> = text.chars().collect();
+            let at = at.index(characters.len());
+            let end = (at + cut).min(characters.len());
+            characters[..at].iter().copied().chain(put.chars()).chain(characters[end..].iter().copied()).collect()
+        }),
+    ], offset in 0..50_usize, length in 0..50_usize) {
+        let _ = check(&text);
+        let (documents, _) = parse(&[("f".to_owned(), text)], Some("a"));
+        for document in documents {
+            let _ = document.within("/spec/when", offset, length);
+            prop_assert!(resources::Document::from_json(&document.to_json().to_string()).is_ok());
+        }
+    }
 }
