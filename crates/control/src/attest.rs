@@ -14,6 +14,7 @@ use wire::v1;
 use crate::authority::Authority;
 use crate::index::Index;
 use crate::keys::Keys;
+use crate::metrics::Metrics;
 use crate::store::{Binding, Bound, Store};
 use crate::{now, store_failure};
 
@@ -38,6 +39,8 @@ pub struct Attestor {
     pub index: Arc<Index>,
     /// For the fingerprint key.
     pub keys: Keys,
+    /// What is counted.
+    pub metrics: Metrics,
     /// How long a certificate lives, in seconds.
     pub svid_life_secs: i64,
 }
@@ -84,6 +87,7 @@ impl Attestor {
             refused: refused.as_ref().map(|failure| failure.code),
             detail: refused.as_ref().map(|failure| failure.detail.clone()),
         };
+        self.metrics.attested(refused.as_ref());
         // What can't be recorded is not given.
         let recorded = self.store.append_events(&[What::Attested(event)], now()).await;
         let answer = match (refused, session, recorded) {

@@ -24,6 +24,7 @@ use crate::door::{self, Door};
 use crate::index::Index;
 use crate::issue::Issuing;
 use crate::keys::Keys;
+use crate::metrics::Metrics;
 use crate::proxies::Proxies;
 use crate::services::ProxyServices;
 use crate::store::Store;
@@ -90,13 +91,15 @@ fn stream_name(path: &Path) -> anyhow::Result<String> {
 async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let starting = readiness.block("start");
-    let health = tokio::spawn(health::serve(settings.health, readiness.clone(), Registry::new()));
+    let registry = Registry::new();
+    let metrics = Metrics::new(&registry)?;
+    let health = tokio::spawn(health::serve(settings.health, readiness.clone(), registry));
     let store: Arc<dyn Store> = open_store(&settings.state, settings.sealing_key.as_ref()).await?;
     let keys = Keys::open(store.clone(), now()).await?;
     let authority = Authority::open(&*store, &settings.trust_domain, now()).await?;
     publish_root(settings, &authority)?;
     let index = Index::start(store.clone(), egress(settings)?).await?;
-    let proxies = Proxies::default();
+    let proxies = Proxies::new(metrics.proxies.clone());
     let roots = match &settings.roots {
         Some(path) => service::roots::from_file(path).context("--roots")?,
         None => Vec::new(),
@@ -110,6 +113,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
             authority: authority.clone(),
             index: index.clone(),
             keys: keys.clone(),
+            metrics: metrics.clone(),
             svid_life_secs: settings.svid_lifetime,
         }),
         watcher: Arc::new(Watcher {
@@ -124,6 +128,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
             keys: keys.clone(),
             issuer_url: settings.issuer_url.clone(),
         }),
+        metrics: metrics.clone(),
     })
     .max_decoding_message_size(MESSAGE_MAX);
     let token_file = settings.token_file.clone().unwrap_or_else(|| settings.state.join("admin-token"));

@@ -1,10 +1,12 @@
 //! The proxies that are connected: what they run, what they have confirmed, and how they are told at once.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use model::{GrantId, InstanceId, SpiffeId, UnixMillis, Version};
+use prometheus::IntGauge;
 use tokio::sync::watch;
 
 /// One proxy's watch.
@@ -33,13 +35,13 @@ pub struct ProxyState {
 }
 
 /// All of them.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Proxies(Arc<Inner>);
 
-#[derive(Default)]
 struct Inner {
+    gauge: IntGauge,
     connected: Mutex<HashMap<u64, ProxyState>>,
-    next: std::sync::atomic::AtomicU64,
+    next: AtomicU64,
     revoked: watch::Sender<Revoked>,
     changed: watch::Sender<u64>,
 }
@@ -62,6 +64,7 @@ pub struct Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.proxies.connected().remove(&self.id);
+        self.proxies.0.gauge.dec();
         self.proxies.tick();
     }
 }
@@ -77,6 +80,18 @@ impl Registration {
 }
 
 impl Proxies {
+    /// Nobody is connected yet; the gauge shows how many are.
+    #[must_use]
+    pub fn new(gauge: IntGauge) -> Self {
+        Self(Arc::new(Inner {
+            gauge,
+            connected: Mutex::default(),
+            next: AtomicU64::default(),
+            revoked: watch::Sender::default(),
+            changed: watch::Sender::default(),
+        }))
+    }
+
     fn connected(&self) -> MutexGuard<'_, HashMap<u64, ProxyState>> {
         self.0.connected.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -88,8 +103,9 @@ impl Proxies {
     /// A proxy has begun to watch.
     #[must_use]
     pub fn register(&self, state: ProxyState) -> Registration {
-        let id = self.0.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
         self.connected().insert(id, state);
+        self.0.gauge.inc();
         Registration { proxies: self.clone(), id }
     }
 

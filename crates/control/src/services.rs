@@ -10,6 +10,7 @@ use wire::v1::control_plane_server::ControlPlane;
 
 use crate::attest::Attestor;
 use crate::issue::Issuing;
+use crate::metrics::Metrics;
 use crate::server::{self, Peer, PeerCertificate};
 use crate::store::{Binding, Store};
 use crate::watch::Watcher;
@@ -28,6 +29,8 @@ pub struct ProxyServices {
     pub watcher: Arc<Watcher>,
     /// Issue.
     pub issuing: Arc<Issuing>,
+    /// What is counted.
+    pub metrics: Metrics,
 }
 
 impl ProxyServices {
@@ -75,7 +78,9 @@ impl ControlPlane for ProxyServices {
 
     async fn issue(&self, request: Request<v1::IssueRequest>) -> Result<Response<v1::IssueResponse>, Status> {
         let (certificate, binding) = self.session(&request).await?;
-        match self.issuing.issue(&certificate, &binding, request.into_inner()).await {
+        let issued = self.issuing.issue(&certificate, &binding, request.into_inner()).await;
+        self.metrics.issued(issued.as_ref().err());
+        match issued {
             Ok(response) => Ok(Response::new(response)),
             Err(failure) => {
                 tracing::info!(

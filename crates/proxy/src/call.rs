@@ -30,6 +30,7 @@ use model::{Caller, Code, Decision, DecisionId, Destination, Failure, RequestFac
 use policy::{Question, Snapshot};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tracing::{Instrument as _, debug_span};
 
 use crate::answer;
 use crate::audit::OpenCall;
@@ -70,13 +71,14 @@ pub struct Connection {
 /// Stages 1 and 2: where was it going, and is it opened?
 pub async fn connection(worker: &Rc<Worker>, captured: Captured) {
     let Captured { mut stream, original, .. } = captured;
-    let caller = worker.shared.callers.at_accept();
+    let caller = debug_span!("identity").in_scope(|| worker.shared.callers.at_accept());
     if let Some(caller) = &caller {
         worker.watch(caller);
     }
     let snapshot = caller.as_ref().and_then(|caller| caller.snapshot());
     let mut first = BytesMut::with_capacity(4096);
-    let Some(opening) = open(worker, snapshot.as_deref(), &mut stream, &mut first, original).await else {
+    let opening = open(worker, snapshot.as_deref(), &mut stream, &mut first, original);
+    let Some(opening) = opening.instrument(debug_span!("tls")).await else {
         return;
     };
     let begun = Begun { worker: worker.clone(), caller, original, stream, first };
@@ -329,19 +331,20 @@ async fn carry(
     let facts =
         facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
     // 4 identity, 5 policy
-    let mut judged = judge(connection, &facts)?;
+    let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts))?;
     // 6 credential
-    let grant = arm(connection, &facts, id, &mut judged).await?;
+    let grant = arm(connection, &facts, id, &mut judged).instrument(debug_span!("credential")).await?;
     let replay = Replay::of(&parts, &body, grant.as_deref());
     // 7 rewrite
     let edit = rewrite::edit(&judged.snapshot, &judged.destination, grant.as_deref());
-    let standing = rewrite::apply(&edit, &mut parts);
+    let standing = debug_span!("rewrite").in_scope(|| rewrite::apply(&edit, &mut parts));
     note_standing(connection, id, &judged, &standing);
     // 9 audit: the intent
-    let open_call = intend(connection, id, &facts, &judged, grant.as_deref())?;
+    let open_call =
+        debug_span!("audit").in_scope(|| intend(connection, id, &facts, &judged, grant.as_deref()))?;
     // 8 upstream
     let act = Act { connection: connection.clone(), id, started, facts, judged, grant, open_call };
-    act.send(parts, body, replay).await
+    act.send(parts, body, replay).instrument(debug_span!("upstream")).await
 }
 
 /// Stage 5: under the snapshot of this moment.

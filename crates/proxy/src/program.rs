@@ -99,8 +99,9 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         signal = service::signals::shutdown() => tracing::info!(signal = signal?, "draining"),
         served = health => served?.context("health and metrics can't be served")?,
     }
+    until_quiet(settings, &shared, &audit).await;
     drain.start();
-    drained(settings, &shared, &audit).await;
+    tokio::time::sleep(LAST_WORDS).await;
     drain.finish();
     for worker in workers {
         let _ = worker.join();
@@ -171,11 +172,22 @@ fn begin(
     Ok((Worker::new(shared)?, listeners))
 }
 
-/// Waits until nothing is open and everything is delivered, or the time for that is over.
-async fn drained(settings: &Settings, shared: &Shared, audit: &Audit) {
+/// The application has gone when it has had no connection for this long: one that makes short ones has none at times.
+const QUIET: Duration = Duration::from_secs(1);
+
+/// For GOAWAY and `connection: close` to reach who is still there.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// Goes on serving, new connections too, until the application has gone and everything is delivered, or the time for
+/// that is over.
+async fn until_quiet(settings: &Settings, shared: &Shared, audit: &Audit) {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(settings.drain);
+    let mut quiet_since = tokio::time::Instant::now();
     while tokio::time::Instant::now() < deadline {
-        if shared.metrics.connections.get() == 0 && audit.pending() == 0 {
+        if shared.metrics.connections.get() > 0 || audit.pending() > 0 {
+            quiet_since = tokio::time::Instant::now();
+        }
+        if quiet_since.elapsed() >= QUIET {
             return;
         }
         tokio::time::sleep(Duration::from_millis(50)).await;

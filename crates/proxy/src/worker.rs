@@ -131,7 +131,7 @@ impl Worker {
                 self.shared.metrics.connection_refused();
                 continue;
             }
-            match accept::captured(stream, peer) {
+            match tracing::debug_span!("capture").in_scope(|| accept::captured(stream, peer)) {
                 Ok(captured) => {
                     let held = Held::new(self.clone());
                     tokio::task::spawn_local(async move { call::connection(&held.0, captured).await });

@@ -125,9 +125,7 @@ fn put_in_force(watching: &Watching, update: &v1::SliceUpdate) -> Result<(), Str
         return Err(format!("the slice is for {}, not for {}", slice.caller.id, watching.caller));
     }
     let version = slice.version;
-    let caller = slice.caller.clone();
     let snapshot = Snapshot::new(slice).map_err(|error| error.to_string())?;
-    watching.state.set_caller(caller);
     watching.state.set_snapshot(snapshot);
     tracing::info!(stage = "policy", %version, "policy in force");
     if let Err(error) = watching.directory.write(SLICE_FILE, &message.encode_to_vec()) {
