@@ -369,6 +369,12 @@ impl Snapshot {
             return self.denied(Code::AmbiguousCredential, detail, determining);
         }
         let credential = named.into_iter().next();
+        if let (Action::Connect, Some(credential)) = (question.request.action, credential) {
+            let detail = format!(
+                "the policy wants {credential}, and nothing can be put into a connection that is not opened"
+            );
+            return self.denied(Code::NoPolicyAllows, detail, determining);
+        }
         let provider_blocked =
             self.blocking(|target| matches!(target, BlockTarget::Provider(name) if Some(name) == credential));
         if let Some(block) = provider_blocked {

@@ -196,6 +196,15 @@ fn credentials_must_not_compete() {
 }
 
 #[test]
+fn a_connection_that_wants_a_credential_is_not_carried_without_it() {
+    let connect = RequestFacts { action: Action::Connect, ..request("", "") };
+    let asked = |rest: &str| code(&ask_at(&snapshot(&policy("p", rest)), &connect, NOW));
+    assert_eq!(asked("allow: [{}]"), None);
+    assert_eq!(asked("credential: token, allow: [{}]"), Some(Code::NoPolicyAllows));
+    assert_eq!(asked("allow: [{ credential: token }]"), Some(Code::NoPolicyAllows));
+}
+
+#[test]
 fn blocks_stop_what_they_name() {
     let text = format!("{BASE}{}", policy("p", "credential: token, allow: [{}]"));
     let blocked = |target| {

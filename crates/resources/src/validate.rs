@@ -43,6 +43,7 @@ pub fn validate(documents: &[Document], set: &Set) -> Vec<Diagnostic> {
         dangling(document, set, &mut found);
         if let Spec::AccessPolicy(spec) = &document.spec {
             permitted(document, spec, set, &mut found);
+            unopened(document, spec, set, &mut found);
             ambiguous(document, spec, set, &mut found);
             out_of_reach(document, spec, set, &mut found);
         }
@@ -330,6 +331,31 @@ fn permitted(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mu
         found.push(
             Diagnostic::error(Code::NotPermitted, document.at("/spec/destination"), message)
                 .help(format!("its `destinations` are {}", allowed.join(", "))),
+        );
+    }
+}
+
+/// A credential for a destination whose connections are carried as they are: it could go nowhere, and every call would be
+/// denied.
+fn unopened(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mut Vec<Diagnostic>) {
+    let namespace = document.name.namespace.as_ref();
+    let Ok(destination) = set.resolve(Kind::Destination, &spec.destination, namespace) else { return };
+    let Spec::Destination(destination) = &destination.spec else { return };
+    let why = match (destination.protocol.as_deref(), destination.tls.as_deref()) {
+        (Some("tcp"), _) => "protocol: tcp",
+        (_, Some("passthrough")) => "tls: passthrough",
+        _ => return,
+    };
+    let own = spec.credential.iter().map(|_| "/spec/credential".to_owned());
+    let rules = spec.allow.iter().enumerate().filter(|(_, rule)| rule.credential.is_some());
+    for path in own.chain(rules.map(|(i, _)| format!("/spec/allow/{i}/credential"))) {
+        let message = format!(
+            "destination `{}` says `{why}`: its connections are not opened, so no credential can be put in",
+            spec.destination
+        );
+        found.push(
+            Diagnostic::error(Code::InvalidValue, document.at(&path), message)
+                .help("remove `credential`, or let the destination be opened"),
         );
     }
 }

@@ -182,6 +182,23 @@ fn credentials_that_will_compete_are_foreseen() {
 }
 
 #[test]
+fn a_credential_needs_a_connection_that_is_opened() {
+    let with = |destination: &str, policy_rest: &str| {
+        let set = billing(&policy("p", policy_rest));
+        check(&set.replace("hosts: [a.example]", &format!("hosts: [a.example], {destination}")))
+    };
+    for never_opened in ["tls: passthrough", "protocol: tcp"] {
+        for credential in ["credential: one, allow: [{}]", "allow: [{ credential: one }]"] {
+            let found = with(never_opened, credential);
+            assert!(found.starts_with("error[CS0103]: destination `d` says"), "{found}");
+            assert!(found.contains(never_opened), "{found}");
+        }
+        assert_eq!(with(never_opened, "allow: [{}]"), "");
+    }
+    assert_eq!(with("tls: terminate", "credential: one, allow: [{}]"), "");
+}
+
+#[test]
 fn freshness_out_of_reach_is_foreseen() {
     let within = |text: &str| {
         let condition = format!(
