@@ -269,6 +269,113 @@ fn a_full_spool_stops_calls_that_need_a_credential_and_no_others() {
     billing.eventually(Duration::from_secs(20), call, |answer| answer.status == 200).unwrap();
 }
 
+/// A proxy with these settings beside the usual ones.
+fn with_settings(world: &mut World, settings: &[&str]) -> Workload {
+    let mut billing = world.workload("billing", Evidence::billing()).unwrap();
+    billing.launch_proxy().unwrap();
+    let more = settings.iter().map(|setting| (*setting).to_owned());
+    billing.proxy().restart_with(|args: &mut Vec<String>| args.extend(more)).unwrap();
+    billing.proxy().wait_until_ready().unwrap();
+    billing.redirect().unwrap();
+    billing
+}
+
+#[test]
+fn what_is_over_our_limits_is_413_429_or_503() {
+    let mut world = World::started(Egress::Enforce).unwrap();
+    let settings = ["--max-body-mib", "1", "--max-requests", "2", "--max-connections", "6"];
+    let billing = with_settings(&mut world, &settings);
+    world_file(&billing, &"x".repeat(2 << 20));
+    for version in ["--http1.1", "--http2"] {
+        let echo = billing.payments("/v1/charges/echo").args([
+            version,
+            "-H",
+            "Expect:",
+            "-X",
+            "POST",
+            "--data-binary",
+        ]);
+        refused(&echo.args(["@/tmp/upload"]).send().unwrap(), 413, "CS3003");
+    }
+    // The service asks for the control plane's keys when it first needs them.
+    let call = |billing: &Workload| billing.payments(CHARGE);
+    billing.eventually(SOON, call, |answer| answer.status == 200).unwrap();
+    let slow = "/v1/charges/slow?ms=6000&id={id}";
+    let mut held = billing.steady("held", slow, &["--connections", "2", "--calls", "1"]).unwrap();
+    let (_, over) = billing.eventually(SOON, call, |answer| answer.status == 429).unwrap();
+    refused(&over, 429, "CS3004");
+    held.wait_for(200, 2, SOON * 3).unwrap();
+    // Connections that are kept open count too.
+    let idle = ["--connections", "6", "--calls", "1"];
+    let mut idle = billing.steady("idle", "/v1/charges/{id}", &idle).unwrap();
+    let (_, over) = billing.eventually(SOON, call, |answer| answer.status == 503).unwrap();
+    refused(&over, 503, "CS3005");
+    assert!(idle.process().is_alive());
+}
+
+#[test]
+fn an_issuer_that_refuses_is_403_and_nothing_is_sent() {
+    let mut world = World::started(Egress::Enforce).unwrap();
+    let quickstart = std::fs::read_to_string(tests::world::quickstart().join("quickstart.yaml")).unwrap();
+    let refusing = quickstart.replace("team: payments", "team: \"{kubernetes.nowhere}\"");
+    assert_ne!(refusing, quickstart);
+    world.apply(&refusing).unwrap();
+    let billing = world.billing().unwrap();
+    refused(&billing.payments(CHARGE).send().unwrap(), 403, "CS6002");
+    assert_eq!(world.seen().unwrap().count, 0);
+}
+
+#[test]
+fn with_on_full_drop_calls_go_on_and_the_gap_is_an_event() {
+    let mut world = World::started(Egress::Enforce).unwrap();
+    let billing = with_settings(&mut world, &["--spool-max-mib", "2", "--audit-on-full", "drop"]);
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    world.control().kill9();
+    let args = ["--pause-ms", "0", "--connections", "8"];
+    let mut steady = billing.steady("fill", "/v1/charges/{id}", &args).unwrap();
+    steady.wait_for(200, 4000, Duration::from_secs(60)).unwrap();
+    let calls = steady.finish().unwrap();
+    assert!(calls.iter().all(|made| made.status == 200), "{:?}", tests::workload::tally(&calls));
+    world.control().restart().unwrap();
+    world.control().wait_until_ready().unwrap();
+    eventually(SOON * 4, || {
+        let _ = billing.payments(CHARGE).send();
+        !events(&world, "gap").is_empty()
+    });
+    assert!(world.countersign(&["audit", "verify"]).unwrap().success());
+}
+
+#[test]
+fn an_open_answer_is_cut_within_a_second_of_a_block() {
+    let (world, billing) = started(Egress::Enforce);
+    for version in ["--http1.1", "--http2"] {
+        let drip =
+            billing.payments("/v1/charges/drip?chunks=100&every_ms=100&size=100").args([version, "-N"]);
+        let (cut, begun) = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                let answer = drip.within(Duration::from_secs(12)).send().unwrap();
+                (answer, std::time::Instant::now())
+            });
+            std::thread::sleep(Duration::from_millis(1500));
+            let begun = std::time::Instant::now();
+            let block = ["revoke", "workload/billing", "-n", "payments", "--reason", "test"];
+            assert!(world.countersign(&block).unwrap().success());
+            (reading.join().unwrap(), begun)
+        });
+        let (answer, ended) = cut;
+        assert_ne!(answer.exit, 0, "the answer was not whole: {answer:?}");
+        assert!(answer.body.len() < 5_000, "{} bytes", answer.body.len());
+        assert!(
+            ended.duration_since(begun) < Duration::from_millis(1500),
+            "{:?}",
+            ended.duration_since(begun)
+        );
+        assert!(
+            world.countersign(&["revoke", "workload/billing", "-n", "payments", "--lift"]).unwrap().success()
+        );
+    }
+}
+
 #[test]
 fn bodies_stream_both_ways() {
     let (_world, billing) = started(Egress::Enforce);

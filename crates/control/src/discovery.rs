@@ -1,6 +1,5 @@
 //! The OIDC issuer's public face: who we are and by which keys our tokens are verified. It serves nothing else.
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -82,18 +81,7 @@ pub fn tls(certificate: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> 
 }
 
 /// Serves until the program ends.
-///
-/// # Errors
-/// If the address can't be listened on.
-pub async fn serve(
-    address: SocketAddr,
-    tls: Option<Arc<ServerConfig>>,
-    issuer_url: &str,
-    keys: Keys,
-) -> anyhow::Result<()> {
-    let listener = TcpListener::bind(address)
-        .await
-        .with_context(|| format!("could not listen on {address} for discovery"))?;
+pub async fn serve(listener: TcpListener, tls: Option<Arc<ServerConfig>>, issuer_url: &str, keys: Keys) {
     let service = TowerToHyperService::new(router(issuer_url, keys));
     let acceptor = tls.map(TlsAcceptor::from);
     loop {

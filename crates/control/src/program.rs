@@ -156,8 +156,10 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         .add_service(admin.clone())
         .serve_with_incoming_shutdown(incoming, watch.clone().started());
     let admins_served = configured().add_service(admin).serve_with_incoming_shutdown(socket, watch.started());
-    let discovery =
-        discovery::serve(settings.discovery_listen, discovery_tls, &settings.issuer_url, keys.clone());
+    let discovery_listener = TcpListener::bind(settings.discovery_listen)
+        .await
+        .with_context(|| format!("could not listen on {} for discovery", settings.discovery_listen))?;
+    let discovery = discovery::serve(discovery_listener, discovery_tls, &settings.issuer_url, keys.clone());
     tokio::spawn(authority.keep_renewing());
     tokio::spawn(keys.clone().keep_rotating());
     tokio::spawn(audit::keep_signing(store.clone(), keys.clone()));
@@ -169,7 +171,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     tokio::select! {
         signal = service::signals::shutdown() => tracing::info!(signal = signal?, "stopping"),
         ended = &mut served => drop(ended.context("the doors can't be served")?),
-        ended = discovery => ended?,
+        () = discovery => {}
         ended = health => ended?.context("health and metrics can't be served")?,
     }
     drain.start();

@@ -327,6 +327,7 @@ async fn carry(
     mut parts: Parts,
     body: Body,
 ) -> Result<Response<Body>, Box<Refused>> {
+    within_limits(connection, &parts, &body).map_err(|f| Refused::before_judgement(f, &parts))?;
     // 3 protocol
     let facts =
         facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
@@ -345,6 +346,32 @@ async fn carry(
     // 8 upstream
     let act = Act { connection: connection.clone(), id, started, facts, judged, grant, open_call };
     act.send(parts, body, replay).instrument(debug_span!("upstream")).await
+}
+
+/// What one application may have open at a time, and how much it may send at once.
+fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<(), Failure> {
+    let worker = &connection.worker;
+    let limits = &worker.shared.limits;
+    if worker.is_over_limit() {
+        let detail = format!("the proxy has more than {} connections", limits.connections);
+        return Err(Failure::new(Code::OverLimit, detail));
+    }
+    if worker.register.len() >= limits.requests {
+        let detail = format!("the application has {} requests open", limits.requests);
+        return Err(Failure::new(Code::TooManyRequests, detail));
+    }
+    // hyper bounds what it buffers for a head only roughly: one that comes in at once may be longer.
+    let head: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if head > limits.head_bytes {
+        let detail = format!("the request's header is longer than {} bytes", limits.head_bytes);
+        return Err(Failure::new(Code::HeaderTooLarge, detail));
+    }
+    // What is announced is known before anything is sent; a body of unknown length is cut at the limit.
+    if body.size_hint().lower() > limits.body_bytes {
+        let detail = format!("the request's body is longer than {} bytes", limits.body_bytes);
+        return Err(Failure::new(Code::BodyTooLarge, detail));
+    }
+    Ok(())
 }
 
 /// Stage 5: under the snapshot of this moment.
@@ -524,7 +551,7 @@ impl Act {
         body: Body,
         replay: Option<Replay>,
     ) -> Result<Response<Body>, Box<Refused>> {
-        let open = Rc::new(Open::default());
+        let open = Rc::new(Open::bounded(self.connection.worker.shared.limits.body_bytes));
         let registration = self.connection.worker.register.enter(
             open.clone(),
             self.judged.decision.valid_until,

@@ -129,6 +129,14 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_PROXY_MAX_STREAMS", value_name = "N", default_value_t = 200)]
     pub max_streams: u32,
 
+    /// Requests at a time, on each worker.
+    #[arg(long, env = "COUNTERSIGN_PROXY_MAX_REQUESTS", value_name = "N", default_value_t = 10_000)]
+    pub max_requests: usize,
+
+    /// Largest body of a request, in MiB; 0 for no bound. Bodies are streamed, so a bound is for upstreams' sake.
+    #[arg(long, env = "COUNTERSIGN_PROXY_MAX_BODY_MIB", value_name = "MIB", default_value_t = 0)]
+    pub max_body_mib: u64,
+
     /// Largest head of a request, in KiB.
     #[arg(long, env = "COUNTERSIGN_PROXY_MAX_HEADER_KIB", value_name = "KIB", default_value_t = 64)]
     pub max_header_kib: usize,

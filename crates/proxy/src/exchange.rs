@@ -25,6 +25,7 @@ pub struct Open {
     cut: Cell<Option<Code>>,
     wakers: RefCell<[Option<Waker>; 2]>,
     bytes_up: Cell<u64>,
+    bytes_up_max: Option<u64>,
     bytes_down: Cell<u64>,
 }
 
@@ -38,6 +39,11 @@ pub enum Direction {
 }
 
 impl Open {
+    /// One whose request may have this many bytes.
+    pub fn bounded(bytes_up_max: u64) -> Self {
+        Self { bytes_up_max: Some(bytes_up_max), ..Self::default() }
+    }
+
     /// Why it was cut, if it was.
     pub fn cut_by(&self) -> Option<Code> {
         self.cut.get()
@@ -82,6 +88,9 @@ impl Open {
     fn count(&self, direction: Direction, bytes: usize) {
         let counter = if direction == Direction::Up { &self.bytes_up } else { &self.bytes_down };
         counter.set(counter.get() + bytes as u64);
+        if direction == Direction::Up && self.bytes_up_max.is_some_and(|max| counter.get() > max) {
+            self.cut(Code::BodyTooLarge);
+        }
     }
 }
 

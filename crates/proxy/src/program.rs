@@ -117,6 +117,8 @@ fn limits(settings: &Settings) -> Limits {
         answer: Duration::from_secs(settings.answer_timeout),
         head: settings.head_patience(),
         connections: settings.max_connections,
+        requests: settings.max_requests,
+        body_bytes: if settings.max_body_mib == 0 { u64::MAX } else { settings.max_body_mib << 20 },
         head_bytes: settings.max_header_kib << 10,
         streams: settings.max_streams,
     }

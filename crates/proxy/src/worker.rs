@@ -62,11 +62,18 @@ pub struct Limits {
     pub head: Duration,
     /// Connections at a time, on each worker.
     pub connections: usize,
+    /// Requests at a time, on each worker.
+    pub requests: usize,
+    /// Bytes of a request's body.
+    pub body_bytes: u64,
     /// Bytes of a request's head.
     pub head_bytes: usize,
     /// Streams at a time on one HTTP/2 connection of the application.
     pub streams: u32,
 }
+
+/// Connections over the limit that still get an answer.
+const TOLD_MAX: usize = 32;
 
 /// One worker's own state.
 pub struct Worker {
@@ -127,7 +134,8 @@ impl Worker {
                     continue;
                 }
             };
-            if self.connections.get() >= self.shared.limits.connections {
+            // Up to a few more are told why; past that there is no room to say so.
+            if self.connections.get() >= self.shared.limits.connections + TOLD_MAX {
                 self.shared.metrics.connection_refused();
                 continue;
             }
@@ -142,6 +150,11 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Whether there are more connections than the limit: then requests are answered with 503.
+    pub fn is_over_limit(&self) -> bool {
+        self.connections.get() > self.shared.limits.connections
     }
 
     /// Judges this worker's exchanges again whenever something changes for a caller. Begun with its first connection.
