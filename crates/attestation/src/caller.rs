@@ -67,26 +67,19 @@ pub fn name(
 /// is escaped or repaired, so that two values never become one name.
 fn fill(template: &str, attributes: &BTreeMap<String, String>) -> Result<String, Failure> {
     let invalid = |detail: String| Failure::new(Code::EvidenceInvalid, detail);
-    let mut filled = String::new();
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once('{') {
-        let (name, after) =
-            after.split_once('}').ok_or_else(|| invalid("the template is not whole".to_owned()))?;
+    resources::values::fill_template(template, |name| {
         let value =
             attributes.get(name).ok_or_else(|| invalid(format!("the evidence does not prove `{name}`")))?;
         let segment = !value.is_empty()
             && value != "."
             && value != ".."
             && value.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
-        if !segment {
-            return Err(invalid(format!("the evidence's `{name}` can't be part of a name")));
+        if segment {
+            Ok(value.clone())
+        } else {
+            Err(invalid(format!("the evidence's `{name}` can't be part of a name")))
         }
-        filled.push_str(before);
-        filled.push_str(value);
-        rest = after;
-    }
-    filled.push_str(rest);
-    Ok(filled)
+    })
 }
 
 #[cfg(test)]

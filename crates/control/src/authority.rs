@@ -72,11 +72,7 @@ impl Authority {
     /// The root's certificate in PEM.
     #[must_use]
     pub fn root_pem(&self) -> String {
-        use base64::Engine as _;
-        let encoded = base64::engine::general_purpose::STANDARD.encode(&self.root);
-        let lines: Vec<String> =
-            encoded.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
-        format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+        service::roots::to_pem(&self.root)
     }
 
     /// SHA-256 of the root's public key (SPKI), as a proxy can be told it.

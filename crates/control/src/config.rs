@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use service::telemetry::Format;
 
 /// The control plane: knows who workloads are, what they may do, and makes their credentials.
 ///
@@ -153,8 +154,8 @@ pub struct Settings {
     pub log: String,
 
     /// How it is logged.
-    #[arg(long, env = "COUNTERSIGN_CONTROL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
-    pub log_format: LogFormat,
+    #[arg(long, env = "COUNTERSIGN_CONTROL_LOG_FORMAT", value_enum, default_value_t = Format::Auto)]
+    pub log_format: Format,
 }
 
 /// What happens to calls that no policy covers.
@@ -164,15 +165,4 @@ pub enum Egress {
     Observe,
     /// They are refused.
     Enforce,
-}
-
-/// How lines are logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
-    Auto,
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
 }

@@ -19,7 +19,7 @@ use wire::v1::control_plane_server::ControlPlaneServer;
 use crate::administration::Admin;
 use crate::attest::Attestor;
 use crate::authority::Authority;
-use crate::config::{Egress, LogFormat, Settings};
+use crate::config::{Egress, Settings};
 use crate::door::{self, Door};
 use crate::index::Index;
 use crate::issue::Issuing;
@@ -45,12 +45,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// If something that is needed can't be had; what is wrong with it is said.
 pub fn serve(settings: &Settings) -> anyhow::Result<()> {
     service::tls_provider::install();
-    let format = match settings.log_format {
-        LogFormat::Auto => telemetry::Format::Auto,
-        LogFormat::Text => telemetry::Format::Text,
-        LogFormat::Json => telemetry::Format::Json,
-    };
-    let log = telemetry::init(&settings.log, format)?;
+    let log = telemetry::init(&settings.log, settings.log_format)?;
     service::process::harden().context("the process could not be made unreadable for others")?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(settings, log))
 }

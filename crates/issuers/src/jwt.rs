@@ -63,21 +63,13 @@ pub fn issue(
 /// A claim with its `{attribute}`s replaced.
 fn filled(name: &str, value: &Value, caller: &Caller) -> Result<Value, Failure> {
     let Some(template) = value.as_str() else { return Ok(value.clone()) };
-    let refused = |detail: String| Failure::new(Code::IssuerRefused, detail);
-    let mut text = String::new();
-    let mut rest = template;
-    while let Some((before, after)) = rest.split_once('{') {
-        let (attribute, after) = after
-            .split_once('}')
-            .ok_or_else(|| refused(format!("claim `{name}` has a `{{` without its `}}`")))?;
-        let value = caller.attributes.get(attribute).ok_or_else(|| {
-            refused(format!("claim `{name}` needs `{attribute}`, which the caller's evidence does not prove"))
-        })?;
-        text.push_str(before);
-        text.push_str(value);
-        rest = after;
-    }
-    text.push_str(rest);
+    let text = values::fill_template(template, |attribute| {
+        caller.attributes.get(attribute).cloned().ok_or_else(|| {
+            let detail =
+                format!("claim `{name}` needs `{attribute}`, which the caller's evidence does not prove");
+            Failure::new(Code::IssuerRefused, detail)
+        })
+    })?;
     Ok(Value::String(text))
 }
 

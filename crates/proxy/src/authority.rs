@@ -8,7 +8,6 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
-use base64::Engine as _;
 use model::{Code, Failure, HostName, UnixMillis};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -153,7 +152,7 @@ pub fn write_bundle(
     let unique: BTreeSet<&[u8]> = roots.iter().map(AsRef::as_ref).collect();
     let mut bundle = String::new();
     for der in std::iter::once(ours.as_ref()).chain(unique) {
-        push_pem(&mut bundle, der);
+        bundle.push_str(&service::roots::to_pem(der));
     }
     if std::fs::read(path).is_ok_and(|there| there == bundle.as_bytes()) {
         return Ok(());
@@ -165,16 +164,6 @@ pub fn write_bundle(
     }
     service::files::write_atomically(path, bundle.as_bytes(), 0o644)
         .with_context(|| format!("could not write the trust bundle {}", path.display()))
-}
-
-fn push_pem(into: &mut String, der: &[u8]) {
-    let encoded = base64::engine::general_purpose::STANDARD.encode(der);
-    into.push_str("-----BEGIN CERTIFICATE-----\n");
-    for line in encoded.as_bytes().chunks(64) {
-        into.push_str(&String::from_utf8_lossy(line));
-        into.push('\n');
-    }
-    into.push_str("-----END CERTIFICATE-----\n");
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use service::telemetry::Format;
 
 /// The data plane: catches a workload's outbound calls, proves what it is, and puts in a credential made for the call.
 ///
@@ -162,8 +163,8 @@ pub struct Settings {
     pub log: String,
 
     /// How it is logged.
-    #[arg(long, env = "COUNTERSIGN_PROXY_LOG_FORMAT", value_enum, default_value_t = LogFormat::Auto)]
-    pub log_format: LogFormat,
+    #[arg(long, env = "COUNTERSIGN_PROXY_LOG_FORMAT", value_enum, default_value_t = Format::Auto)]
+    pub log_format: Format,
 }
 
 /// What happens when an event can't be recorded.
@@ -193,17 +194,6 @@ impl EvidenceKind {
             Self::Oidc => "oidc",
         }
     }
-}
-
-/// How lines are logged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// Text on a terminal, JSON elsewhere.
-    Auto,
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
 }
 
 /// What can be done with the redirect.

@@ -12,7 +12,7 @@ use crate::audit::Audit;
 use crate::authority::{self, Authority};
 use crate::caller::{CallerState, Callers};
 use crate::capture::accept;
-use crate::config::{LogFormat, OnFull, Settings};
+use crate::config::{OnFull, Settings};
 use crate::credential;
 use crate::metrics::Metrics;
 use crate::session::{self, Session};
@@ -28,12 +28,7 @@ use crate::worker::{Limits, Shared, Worker, now};
 /// If something that is needed can't be had; what is wrong with it is said.
 pub fn serve(settings: &Settings) -> anyhow::Result<()> {
     service::tls_provider::install();
-    let format = match settings.log_format {
-        LogFormat::Auto => telemetry::Format::Auto,
-        LogFormat::Text => telemetry::Format::Text,
-        LogFormat::Json => telemetry::Format::Json,
-    };
-    let log = telemetry::init(&settings.log, format)?;
+    let log = telemetry::init(&settings.log, settings.log_format)?;
     service::process::harden().context("the process could not be made unreadable for others")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run(settings, log))

@@ -169,6 +169,24 @@ pub fn template_attributes(template: &str) -> Result<Vec<&str>, &'static str> {
     Ok(names)
 }
 
+/// Puts values into a template's `{attribute}`s. A template that is not whole has been refused by the validation; what
+/// follows its last whole attribute then stays as it is.
+///
+/// # Errors
+/// What `value` says of an attribute.
+pub fn fill_template<E>(template: &str, value: impl Fn(&str) -> Result<String, E>) -> Result<String, E> {
+    let mut filled = String::new();
+    let mut rest = template;
+    while let Some((before, after)) = rest.split_once('{') {
+        let Some((name, after)) = after.split_once('}') else { break };
+        filled.push_str(before);
+        filled.push_str(&value(name)?);
+        rest = after;
+    }
+    filled.push_str(rest);
+    Ok(filled)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

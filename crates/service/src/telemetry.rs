@@ -10,8 +10,8 @@ use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-/// How lines are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How lines are logged: a setting of every program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
     /// Text on a terminal, JSON elsewhere.
     Auto,
