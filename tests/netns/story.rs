@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use tests::sandbox::PRIVATE;
+use tests::world::PAYMENTS;
 use tests::{Egress, Evidence, Mode, Sandbox, World, search};
 
-use crate::events;
+use crate::{events, eventually};
 
 const CHARGE: &str = "/v1/charges/42";
 
@@ -223,3 +224,72 @@ spec:
       paths: ["/v1/charges/**"]
   ttl: 5m
 "#;
+
+#[test]
+fn a_decision_is_explained_before_and_after_it_was_made() {
+    let mut world = World::started(Egress::Enforce).unwrap();
+    let billing = world.billing().unwrap();
+    let ask = |method: &str| {
+        let url = format!("https://{PAYMENTS}{CHARGE}");
+        world.countersign(&["explain", "--workload", "payments/billing", method, &url]).unwrap()
+    };
+    let allowed = ask("GET");
+    assert!(allowed.success() && allowed.text().starts_with("ALLOWED"), "{allowed:?}");
+    assert!(allowed.text().contains("allowed by payments/billing-charges"), "{}", allowed.text());
+    let denied = ask("DELETE");
+    assert_eq!(denied.exit, 3, "{denied:?}");
+    assert!(
+        denied.text().contains("CS5001") && denied.text().contains("no   method DELETE"),
+        "{}",
+        denied.text()
+    );
+
+    let refused = billing.payments(CHARGE).method("DELETE").send().unwrap();
+    let decision = refused.header("countersign-decision").to_owned();
+    for which in [decision.as_str(), "last"] {
+        eventually(Duration::from_secs(5), || {
+            let explained = world.countersign(&["explain", which]).unwrap();
+            explained.exit == 3 && explained.text().contains("CS5001")
+        });
+    }
+    let made = billing.payments(CHARGE).send().unwrap();
+    assert_eq!(made.status, 200);
+    eventually(Duration::from_secs(5), || {
+        let explained = world.countersign(&["explain", "last", "-o", "json"]).unwrap();
+        explained.exit == 0 && explained.text().contains("answered 200")
+    });
+    assert_eq!(
+        world.countersign(&["explain", "0000000000000"]).unwrap().exit,
+        1,
+        "there is no such decision"
+    );
+}
+
+#[test]
+fn a_grant_is_revoked_alone_and_the_next_call_gets_another() {
+    let mut world = World::started(Egress::Enforce).unwrap();
+    let billing = world.billing().unwrap();
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    let grant =
+        |world: &World| world.seen().unwrap().requests.last().and_then(|seen| seen.grant.clone()).unwrap();
+    let first = grant(&world);
+    let revoked = world.countersign(&["revoke", &format!("grant/{first}")]).unwrap();
+    assert!(revoked.success() && revoked.text().contains("1 of 1 proxies confirmed"), "{revoked:?}");
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    assert_ne!(grant(&world), first);
+    let again = world.countersign(&["revoke", &format!("grant/{first}")]).unwrap();
+    assert!(again.success() && again.text().contains("already revoked"), "{again:?}");
+}
+
+#[test]
+fn whoever_deletes_a_policy_in_observe_is_told_what_follows() {
+    let world = World::started(Egress::Observe).unwrap();
+    let quickstart = std::fs::read_to_string(tests::world::quickstart().join("quickstart.yaml")).unwrap();
+    world.apply(&quickstart.replace("  egress: enforce\n", "")).unwrap();
+    let referred = world.countersign(&["delete", "workload", "billing", "-n", "payments"]).unwrap();
+    assert_eq!(referred.exit, 3, "{referred:?}");
+    assert!(referred.stderr.contains("CS0110"), "{}", referred.stderr);
+    let delete = ["delete", "accesspolicy", "billing-charges", "-n", "payments"];
+    let deleted = world.countersign(&delete).unwrap();
+    assert!(deleted.success() && deleted.stderr.contains("CS0132"), "{deleted:?}");
+}
