@@ -62,6 +62,16 @@ fn a_server_that_speaks_first_is_heard_in_observe_and_not_dialled_in_enforce() {
 }
 
 #[test]
+fn what_is_neither_tls_nor_http_is_reset_in_enforce_and_nothing_is_dialled() {
+    let (world, billing) = started(Egress::Enforce);
+    let talk = "exec 3<>/dev/tcp/10.77.0.10/2525 && printf '\\001\\002junk' >&3 && cat <&3";
+    let output = billing.application("bash").args(["-c", talk]).output(SOON * 2).unwrap();
+    assert!(output.stderr.contains("reset by peer"), "{output:?}");
+    assert_eq!(world.seen().unwrap().greeted, 0);
+    eventually(SOON, || events(&world, "refusal").iter().any(|event| event["code"] == "CS5005"));
+}
+
+#[test]
 fn without_the_control_plane_what_was_granted_works_and_nothing_new_is_granted() {
     let (mut world, mut billing) = started(Egress::Enforce);
     assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
@@ -234,6 +244,24 @@ fn a_proxy_told_to_stop_finishes_what_is_open() {
     std::thread::sleep(Duration::from_millis(500));
     assert_eq!(billing.proxy().terminate().unwrap(), 0);
     slow.wait_for(200, 1, SOON).unwrap();
+}
+
+#[test]
+fn a_draining_proxy_serves_new_connections_until_the_application_has_gone() {
+    let (_world, mut billing) = started(Egress::Enforce);
+    let slow = "/v1/charges/slow?ms=4000&id={id}";
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    let mut held = billing.steady("held", slow, &["--calls", "1"]).unwrap();
+    std::thread::sleep(Duration::from_millis(1000));
+    billing.proxy().process().signal(rustix::process::Signal::TERM);
+    std::thread::sleep(Duration::from_millis(500));
+    for version in ["--http1.1", "--http2"] {
+        assert_eq!(billing.payments(CHARGE).args([version]).send().unwrap().status, 200, "{version}");
+    }
+    held.wait_for(200, 1, SOON).unwrap();
+    drop(held);
+    // The application has gone: a second later the proxy has too, long before its deadline of 30 s.
+    assert_eq!(billing.proxy().process().finish(SOON).unwrap(), 0);
 }
 
 #[test]

@@ -131,7 +131,7 @@ impl Begun {
                 let failure = Failure::new(Code::NoSnapshot, "no policy has been received yet");
                 self.worker.shared.metrics.failed(&failure);
                 passage::refuse(&self.worker, self.caller.as_deref(), None, self.original, &failure);
-                tls::close(self.stream).await;
+                tls::reset(self.stream);
             }
         }
     }

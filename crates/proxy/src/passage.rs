@@ -86,7 +86,7 @@ pub async fn carry(worker: &Rc<Worker>, caller: &Arc<CallerState>, route: Route,
                 Failure::new(*code, format!("{} is not carried", target(original, name.as_deref())));
             refuse(worker, Some(caller), name.as_deref(), original, &failure);
             worker.shared.metrics.failed(&failure);
-            tls::close(stream).await;
+            tls::reset(stream);
             return;
         }
         // What is covered goes to the name that was judged, what is not to where the application dialled.

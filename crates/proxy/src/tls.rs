@@ -19,7 +19,7 @@ use rustls::server::{
     ClientHello as RustlsHello, NoServerSessionStorage, ProducesTickets, ResolvesServerCert,
 };
 use rustls::sign::CertifiedKey;
-use tokio::io::{AsyncReadExt, AsyncWrite};
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
@@ -208,8 +208,7 @@ fn handshake_failure(name: &HostName, error: io::Error) -> Failure {
     .because(error)
 }
 
-/// Closes a connection that is not ours to answer: the kernel resets it if something was not read.
-pub async fn close(mut stream: impl AsyncWrite + Unpin) {
-    use tokio::io::AsyncWriteExt as _;
-    let _ = stream.shutdown().await;
+/// Resets a connection that is not ours to answer: a regular end would say that the server had nothing to say.
+pub fn reset(stream: TcpStream) {
+    let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
 }
