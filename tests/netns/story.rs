@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use tests::sandbox::PRIVATE;
-use tests::world::PAYMENTS;
+use tests::sandbox::{As, PRIVATE, PROGRAMS, Place};
+use tests::world::{CONTROL_ROOT, PAYMENTS, SOCKET};
 use tests::{Egress, Evidence, Mode, Sandbox, World, search};
 
 use crate::{events, eventually};
@@ -292,4 +292,60 @@ fn whoever_deletes_a_policy_in_observe_is_told_what_follows() {
     let delete = ["delete", "accesspolicy", "billing-charges", "-n", "payments"];
     let deleted = world.countersign(&delete).unwrap();
     assert!(deleted.success() && deleted.stderr.contains("CS0132"), "{deleted:?}");
+}
+
+#[test]
+fn administration_has_a_door_and_no_other_way_in() {
+    let world = World::started(Egress::Enforce).unwrap();
+    let private = format!("{PRIVATE}/control");
+    world.sandbox().write("/run/countersign/wrong-token", "0".repeat(64)).unwrap();
+    let by_token = |file: &str| {
+        world
+            .sandbox()
+            .command(Place::Service, As::Root, format!("{PROGRAMS}/countersign"))
+            .args([
+                "--server",
+                "https://control.demo.test:8440",
+                "--ca-file",
+                CONTROL_ROOT,
+                "--token-file",
+                file,
+            ])
+            .args(["get", "workloads", "-o", "name"])
+            .output(Duration::from_secs(10))
+            .unwrap()
+    };
+    let right = by_token(&format!("{private}/admin-token"));
+    assert_eq!((right.exit, right.text().as_str()), (0, "workload/payments/billing\n"), "{right:?}");
+    let wrong = by_token("/run/countersign/wrong-token");
+    assert_eq!((wrong.exit, wrong.text().as_str()), (4, ""), "{wrong:?}");
+    assert!(wrong.stderr.contains("CS0202"), "{wrong:?}");
+    // The socket is 0600, in a directory of 0700.
+    let stranger = world
+        .sandbox()
+        .command(Place::Service, As::Root, "setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"])
+        .args([format!("{PROGRAMS}/countersign").as_str(), "get", "workloads"])
+        .env("COUNTERSIGN_SOCKET", SOCKET)
+        .output(Duration::from_secs(10))
+        .unwrap();
+    assert_eq!((stranger.exit, stranger.text().as_str()), (4, ""), "{stranger:?}");
+}
+
+#[test]
+fn the_proxy_shows_its_memory_to_nobody_and_changes_its_log_when_told() {
+    let mut world = World::started(Egress::Enforce).unwrap();
+    let mut billing = world.billing().unwrap();
+    let pid = billing.proxy().process().pid().unwrap();
+    // Not dumpable: what is in /proc belongs to root, whoever the process runs as (proc(5)).
+    let owner = std::os::unix::fs::MetadataExt::uid(&std::fs::metadata(format!("/proc/{pid}/mem")).unwrap());
+    assert_eq!(owner, 0);
+    let limits = std::fs::read_to_string(format!("/proc/{pid}/limits")).unwrap();
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert!(core.split_whitespace().filter(|word| *word == "0").count() == 2, "{core}");
+    billing.proxy().process().signal(rustix::process::Signal::USR1);
+    let log = billing.proxy().log().to_owned();
+    eventually(Duration::from_secs(5), || {
+        std::fs::read_to_string(&log).unwrap().contains("log level changed by signal")
+    });
 }

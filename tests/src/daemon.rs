@@ -154,6 +154,12 @@ impl Daemon {
         &mut self.process
     }
 
+    /// The file of its log.
+    #[must_use]
+    pub fn log(&self) -> &std::path::Path {
+        &self.log
+    }
+
     /// All that it has logged, over its restarts.
     #[must_use]
     pub fn logs(&self) -> String {
