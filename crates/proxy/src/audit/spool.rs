@@ -24,6 +24,8 @@ pub struct Spool {
     acknowledged: u64,
     segments_max: usize,
     dropped: u64,
+    /// Outcomes that found no room; written as soon as everything before them is stored elsewhere.
+    deferred: VecDeque<Event>,
     _lock: File,
 }
 
@@ -55,6 +57,7 @@ impl Spool {
             acknowledged: 0,
             segments_max,
             dropped: 0,
+            deferred: VecDeque::new(),
             _lock: lock,
         };
         spool.recover(now).with_context(describe)?;
@@ -145,12 +148,25 @@ impl Spool {
         self.append_within(event, self.segments_max - 1).map_err(|_| Full)
     }
 
-    /// Appends the outcome of something that is open; uses the segment that is kept for it.
-    ///
-    /// # Errors
-    /// [`Full`] if even that is full.
-    pub fn append_outcome(&mut self, event: &Event) -> Result<u64, Full> {
-        self.append_within(event, self.segments_max).map_err(|_| Full)
+    /// Appends the outcome of something that is open; uses the segment that is kept for it. If even that is full, the
+    /// outcome waits for room: until it is written its intent keeps its segment. There are no more of them than calls
+    /// were open when the spool filled up.
+    pub fn append_outcome(&mut self, event: Event) {
+        if self.append_within(&event, self.segments_max).is_err() {
+            self.deferred.push_back(event);
+        }
+    }
+
+    fn write_deferred(&mut self) {
+        // Everything so far is stored elsewhere, so what this takes beyond the bound is given back at once.
+        while self.acknowledged == self.last()
+            && let Some(event) = self.deferred.pop_front()
+        {
+            if self.append_event(&event).is_err() {
+                self.deferred.push_front(event);
+                return;
+            }
+        }
     }
 
     /// An event was not recorded; the gap will be, as soon as there is room.
@@ -163,6 +179,10 @@ impl Spool {
     }
 
     fn append_within(&mut self, event: &Event, segments_max: usize) -> io::Result<u64> {
+        // The kept segment is for those whom it is kept for.
+        if self.segments.len() > segments_max {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let payload = serde_json::to_vec(event)?;
         let stream = self.stream.clone();
         let current = self.segments.back_mut().ok_or(io::ErrorKind::NotFound)?;
@@ -206,7 +226,7 @@ impl Spool {
     /// Whether the next event that needs a new segment would find none.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        !self.may_grow(self.segments_max - 1)
+        self.segments.len() > self.segments_max - 1 || !self.may_grow(self.segments_max - 1)
     }
 
     /// The stream's name.
@@ -244,6 +264,7 @@ impl Spool {
     /// them: a crash must still find it.
     pub fn acknowledge(&mut self, sequence: u64) {
         self.acknowledged = self.acknowledged.max(sequence.min(self.last()));
+        self.write_deferred();
         let needed = self.needed_from();
         while self.segments.len() > 1
             && self.segments[0].next() - 1 <= self.acknowledged
@@ -417,7 +438,7 @@ mod tests {
             bytes_down: 0,
             duration_us: 1,
         };
-        spool.append_outcome(&Event { time: NOW, what: What::Outcome(outcome) }).unwrap();
+        spool.append_outcome(Event { time: NOW, what: What::Outcome(outcome) });
         spool.acknowledge(spool.last());
         // Room again: the gap comes first, numbered like everything else.
         spool.append(&event(1, 1)).unwrap();
@@ -427,6 +448,44 @@ mod tests {
             matches!(event.what, What::Gap(Gap { count: Some(1), .. }))
         });
         assert!(gap && whole(&records));
+    }
+
+    #[test]
+    fn outcomes_that_find_no_room_are_written_when_there_is() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(directory.path(), 2 << 20, NOW).unwrap();
+        let mut open = 0;
+        while spool.append(&intent(open)).is_ok() {
+            open += 1;
+        }
+        let outcome = |decision| Outcome {
+            decision: DecisionId(decision),
+            result: CallResult::Completed,
+            // Long enough that the kept segment does not hold them all.
+            code: Some(model::Code::UpstreamBadAnswer),
+            status: Some(200),
+            bytes_up: u64::MAX,
+            bytes_down: u64::MAX,
+            duration_us: u64::MAX,
+        };
+        let count = 3 * open;
+        for decision in 0..count {
+            // More outcomes than intents fit: the rest are of calls whose intents were delivered and are gone.
+            spool.append_outcome(Event { time: NOW, what: What::Outcome(outcome(decision)) });
+        }
+        assert!(spool.append(&event(1, 10)).is_err(), "the kept segment is not for this");
+        for _ in 0..10 {
+            spool.acknowledge(spool.last());
+        }
+        assert!(spool.append(&event(1, 10)).is_ok(), "there is room again");
+        assert!(whole(&all(&spool)));
+        drop(spool);
+        let reopened = Spool::open(directory.path(), 2 << 20, NOW).unwrap();
+        let unknown = all(&reopened).iter().any(|record| {
+            let event: Event = serde_json::from_slice(&record.payload).unwrap();
+            matches!(event.what, What::Outcome(Outcome { result: CallResult::Unknown, .. }))
+        });
+        assert!(!unknown, "every outcome was written");
     }
 
     #[test]

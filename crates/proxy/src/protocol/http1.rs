@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::rc::Rc;
+use std::time::Duration;
 
 use http::Request;
 use hyper::body::Incoming;
@@ -9,12 +10,16 @@ use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use model::{Code, DecisionId, Failure};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Body;
 use super::own_answer::OwnAnswer;
 use crate::answer;
 use crate::call::{self, Connection};
+
+/// How long, and how much, is read and thrown away after the last answer.
+const LINGER_TIME: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 64 << 20;
 
 /// Serves the requests of one connection, one after the other.
 pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Unpin + 'static) {
@@ -58,7 +63,26 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
             let _ = io.write_all(&bytes).await;
         }
     }
-    let _ = io.shutdown().await;
+    linger(&mut io).await;
+}
+
+/// Ends the connection so that the last answer is read: a peer that still sends when we close is answered with a reset,
+/// and loses what it has not read (RFC 9112 §9.6).
+async fn linger(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+    let discard = async {
+        if io.shutdown().await.is_err() {
+            return;
+        }
+        let mut discarded = vec![0; 8192];
+        let mut left = LINGER_BYTES;
+        while let Ok(read) = io.read(&mut discarded).await
+            && read > 0
+            && left > read
+        {
+            left -= read;
+        }
+    };
+    let _ = tokio::time::timeout(LINGER_TIME, discard).await;
 }
 
 /// What was wrong with a request that never became one.
