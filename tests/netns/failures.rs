@@ -329,7 +329,9 @@ fn what_is_over_our_limits_is_413_429_or_503() {
     let call = |billing: &Workload| billing.payments(CHARGE);
     billing.eventually(SOON, call, |answer| answer.status == 200).unwrap();
     let slow = "/v1/charges/slow?ms=6000&id={id}";
+    let before = world.seen().unwrap().count;
     let mut held = billing.steady("held", slow, &["--connections", "2", "--calls", "1"]).unwrap();
+    eventually(SOON, || world.seen().unwrap().count == before + 2);
     let (_, over) = billing.eventually(SOON, call, |answer| answer.status == 429).unwrap();
     refused(&over, 429, "CS3004");
     held.wait_for(200, 2, SOON * 3).unwrap();

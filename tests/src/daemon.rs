@@ -187,6 +187,15 @@ impl Daemon {
     }
 }
 
+impl Drop for Daemon {
+    /// A test that fails shows what the programs said last.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- {}, its last lines:\n{}\n---", self.recipe.name, self.process.tail());
+        }
+    }
+}
+
 fn place(recipe: &Recipe) -> Place<'_> {
     recipe.client.as_deref().map_or(Place::Service, Place::Client)
 }

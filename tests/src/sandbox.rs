@@ -591,7 +591,7 @@ impl Process {
     pub fn tail(&self) -> String {
         let logs = self.logs();
         let lines: Vec<_> = logs.lines().collect();
-        lines[lines.len().saturating_sub(12)..].join("\n")
+        lines[lines.len().saturating_sub(40)..].join("\n")
     }
 }
 

@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::last_word::LastWord;
 use super::roots::Roots;
 use crate::socket::{self, SocketOptions};
 
@@ -28,9 +29,9 @@ pub struct Patience {
 /// A connection to an upstream, verified if it is TLS.
 pub enum Link {
     /// TLS, and the version of HTTP that was agreed.
-    Tls(Box<TlsStream<TcpStream>>, HttpVersion),
+    Tls(Box<LastWord<TlsStream<TcpStream>>>, HttpVersion),
     /// Without TLS, to a destination that says `insecure`.
-    Plain(TcpStream),
+    Plain(LastWord<TcpStream>),
 }
 
 /// Connects to the first of the addresses that answers.
@@ -91,7 +92,7 @@ pub async fn secure(
         Some(b"h2") => HttpVersion::Http2,
         _ => HttpVersion::Http1,
     };
-    Ok(Link::Tls(Box::new(tls), version))
+    Ok(Link::Tls(Box::new(LastWord::new(tls)), version))
 }
 
 /// Tells a certificate that does not verify from a server that wants ours, and both from the rest.

@@ -4,6 +4,7 @@
 //! connections by all that they can remember, and [`send`] puts a request on one of them.
 
 pub mod connect;
+pub mod last_word;
 pub mod pool;
 pub mod resolve;
 pub mod roots;

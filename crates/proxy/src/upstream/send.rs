@@ -17,6 +17,7 @@ use tokio::task::AbortHandle;
 
 use super::SendFailure;
 use super::connect::{self, Link, Patience};
+use super::last_word::LastWord;
 use super::pool::{Http1Sender, Http2Sender, Origin};
 use super::resolve::Resolver;
 use super::roots::Roots;
@@ -235,7 +236,7 @@ impl Sender<'_> {
             self.resolver.addresses(&key.host, self.destination, self.original).await?;
         let (stream, _) = connect::dial(&addresses, self.socket, self.patience.connect).await?;
         if !key.secure {
-            return Ok(Link::Plain(stream));
+            return Ok(Link::Plain(LastWord::new(stream)));
         }
         let patience = self.patience.handshake;
         connect::secure(stream, &key.host, self.destination, self.roots, offer, patience).await
