@@ -216,13 +216,19 @@ fn a_credential_is_never_sent_in_the_clear() {
 
 #[test]
 fn a_covered_name_that_leads_to_a_forbidden_address_is_refused() {
-    let world = &mut World::started(Egress::Enforce).unwrap();
-    // Before the proxy starts: it reads the hosts file then.
-    let hosts = "127.0.0.1 localhost\n169.254.169.254 payments.demo.test\n10.77.0.12 control.demo.test\n\
-        10.77.0.11 issuer.demo.test\n";
-    world.sandbox().write("/run/countersign/etc/hosts", hosts).unwrap();
-    let billing = world.billing().unwrap();
-    refused(&billing.payments(CHARGE).send().unwrap(), 403, "CS1002");
+    for special in ["169.254.169.254", "127.0.0.1", "::1"] {
+        let world = &mut World::started(Egress::Enforce).unwrap();
+        // Before the proxy starts: it reads the hosts file then.
+        let hosts = format!(
+            "127.0.0.1 localhost\n{special} payments.demo.test\n10.77.0.12 control.demo.test\n\
+            10.77.0.11 issuer.demo.test\n"
+        );
+        world.sandbox().write("/run/countersign/etc/hosts", hosts).unwrap();
+        let billing = world.billing().unwrap();
+        // The application itself dials an address that is captured.
+        let call = billing.payments(CHARGE).args(["--resolve", "payments.demo.test:443:10.77.0.10"]);
+        refused(&call.send().unwrap(), 403, "CS1002");
+    }
 }
 
 #[test]
@@ -262,6 +268,39 @@ fn a_draining_proxy_serves_new_connections_until_the_application_has_gone() {
     drop(held);
     // The application has gone: a second later the proxy has too, long before its deadline of 30 s.
     assert_eq!(billing.proxy().process().finish(SOON).unwrap(), 0);
+}
+
+#[test]
+fn at_the_end_of_a_drain_connections_are_told_and_what_is_open_is_finished() {
+    for (version, told) in [("--http1.1", "connection: close"), ("--http2", "GOAWAY")] {
+        let (_world, mut billing) = started(Egress::Enforce);
+        let change = |args: &mut Vec<String>| args.extend(["--drain".to_owned(), "1".to_owned()]);
+        billing.proxy().restart_with(change).unwrap();
+        billing.proxy().wait_until_ready().unwrap();
+        let call = |billing: &Workload| billing.payments(CHARGE);
+        billing.eventually(SOON, call, |answer| answer.status == 200).unwrap();
+        let slow = billing.payments("/v1/charges/slow?ms=3500").args([version, "-v"]);
+        let answer = std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| slow.send().unwrap());
+            std::thread::sleep(Duration::from_millis(800));
+            billing.proxy().process().signal(rustix::process::Signal::TERM);
+            waiting.join().unwrap()
+        });
+        assert_eq!(answer.status, 200, "{answer:?}");
+        assert!(answer.error.to_lowercase().contains(&told.to_lowercase()), "{told}: {}", answer.error);
+        assert_eq!(billing.proxy().process().finish(SOON).unwrap(), 0);
+    }
+}
+
+#[test]
+fn the_application_is_offered_the_version_that_the_destination_speaks() {
+    let (mut world, billing) = started(Egress::Enforce);
+    world.service().restart_with(|args| args.extend(["--only".to_owned(), "http1".to_owned()])).unwrap();
+    world.service().wait_until_ready().unwrap();
+    // curl asks for both; without what was learned it would get the better one.
+    let answer = billing.payments(CHARGE).args(["--http2"]).send().unwrap();
+    assert_eq!((answer.status, answer.version.as_str()), (200, "HTTP/1.1"), "{answer:?}");
+    assert_eq!(answer.json().unwrap()["httpVersion"], "HTTP/1.1");
 }
 
 #[test]
@@ -426,8 +465,12 @@ fn bodies_stream_both_ways() {
         let echo = billing.payments("/v1/charges/echo").args([version, "-X", "POST", "--data-binary"]);
         let echo = echo.args(["@/tmp/upload"]).send().unwrap();
         assert_eq!((echo.status, echo.body == sent.as_bytes()), (200, true));
-        let trailers = billing.payments("/v1/charges/trailers").args([version]).header("TE: trailers");
-        assert_eq!(trailers.send().unwrap().status, 200);
+        let trailers = billing.payments("/v1/charges/trailers").args([version, "--raw", "-v"]);
+        let trailers = trailers.header("TE: trailers");
+        let trailers = trailers.send().unwrap();
+        // With --raw and -v, curl shows the trailers' fields, of HTTP/1.1 and of HTTP/2.
+        let shown = trailers.text() + &trailers.error;
+        assert_eq!((trailers.status, shown.contains("x-checksum: 0badcafe")), (200, true), "{shown}");
     }
 }
 

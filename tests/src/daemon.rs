@@ -189,6 +189,7 @@ impl Daemon {
 
 impl Drop for Daemon {
     /// A test that fails shows what the programs said last.
+    #[expect(clippy::print_stderr, reason = "the output of a failed test")]
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- {}, its last lines:\n{}\n---", self.recipe.name, self.process.tail());

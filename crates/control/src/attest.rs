@@ -187,7 +187,7 @@ impl Attestor {
             instance: binding.instance.to_string(),
             not_before_ms: svid.not_before.0,
             not_after_ms: svid.not_after.0,
-            bundle: Some(v1::Bundle { roots: vec![self.authority.root().to_vec()] }),
+            bundle: Some(self.authority.now().bundle()),
             fingerprint_key: fingerprint_key.expose().to_vec(),
         })
     }

@@ -42,6 +42,19 @@ pub enum Command {
         #[arg(long, value_name = "DIR", default_value = "/var/lib/countersign/control")]
         state: PathBuf,
     },
+    /// Make the next root of the control plane's CA, where the one that signs may be known to others. A running control
+    /// plane sends it to its proxies within a minute; both roots are believed until 30 days after the new one signs.
+    RotateCa {
+        /// The state directory.
+        #[arg(long, value_name = "DIR", default_value = "/var/lib/countersign/control")]
+        state: PathBuf,
+        /// The trust domain.
+        #[arg(long, value_name = "NAME")]
+        trust_domain: String,
+        /// How long to wait before it signs: a proxy that is away for longer has to be given the new root.
+        #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
+        ahead: i64,
+    },
     /// Print the table of settings as Markdown.
     #[command(hide = true)]
     Reference,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use control::config::{Cli, Command};
 use control::keys::Keys;
-use control::{discovery, now, program};
+use control::{authority, discovery, now, program};
 
 fn main() -> ExitCode {
     match run() {
@@ -31,6 +31,12 @@ fn run() -> anyhow::Result<()> {
         Command::NewEpoch { state } => once(async move {
             let version = program::open_store(&state, None).await?.new_epoch(now()).await?;
             print(&format!("epoch {} has begun\n", version.epoch));
+            Ok(())
+        }),
+        Command::RotateCa { state, trust_domain, ahead } => once(async move {
+            let store = program::open_store(&state, None).await?;
+            let from = authority::next_root(&*store, &trust_domain, now(), ahead).await?;
+            print(&format!("the new root signs from {from}\n"));
             Ok(())
         }),
         Command::Reference => {

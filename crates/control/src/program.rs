@@ -91,8 +91,8 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     let health = tokio::spawn(health::serve(settings.health, readiness.clone(), registry));
     let store: Arc<dyn Store> = open_store(&settings.state, settings.sealing_key.as_ref()).await?;
     let keys = Keys::open(store.clone(), now()).await?;
-    let authority = Authority::open(&*store, &settings.trust_domain, now()).await?;
-    publish_root(settings, &authority)?;
+    let authority = Authority::open(store.clone(), &settings.trust_domain, now()).await?;
+    publish_roots(settings.ca_out.as_deref(), &authority)?;
     let index = Index::start(store.clone(), egress(settings)?).await?;
     let proxies = Proxies::new(metrics.proxies.clone());
     let roots = match &settings.roots {
@@ -155,7 +155,8 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         .await
         .with_context(|| format!("could not listen on {} for discovery", settings.discovery_listen))?;
     let discovery = discovery::serve(discovery_listener, discovery_tls, &settings.issuer_url, keys.clone());
-    tokio::spawn(authority.keep_renewing());
+    let ca_out = settings.ca_out.clone();
+    tokio::spawn(authority.keep_rotating(move |authority| publish_roots(ca_out.as_deref(), authority)));
     tokio::spawn(keys.clone().keep_rotating());
     tokio::spawn(audit::keep_signing(store.clone(), keys.clone()));
     tokio::spawn(log.serve_signals());
@@ -183,13 +184,14 @@ fn configured() -> Server {
         .max_concurrent_streams(Some(1024))
 }
 
-/// Proxies learn out of band whom to trust: by this file, or by the fingerprint that is logged.
-fn publish_root(settings: &Settings, authority: &Authority) -> anyhow::Result<()> {
-    if let Some(path) = &settings.ca_out {
-        service::files::write_atomically(path, authority.root_pem().as_bytes(), 0o644)
-            .with_context(|| format!("could not write the root certificate to {}", path.display()))?;
+/// Proxies learn out of band whom to trust: by this file, or by a fingerprint that is logged.
+fn publish_roots(ca_out: Option<&Path>, authority: &Authority) -> anyhow::Result<()> {
+    if let Some(path) = ca_out {
+        service::files::write_atomically(path, authority.now().roots_pem().as_bytes(), 0o644)
+            .with_context(|| format!("could not write the root certificates to {}", path.display()))?;
     }
-    tracing::info!(fingerprint = authority.fingerprint()?, "root of the control plane");
+    let fingerprints = authority.fingerprints()?.join(" ");
+    tracing::info!(fingerprints, "roots of the control plane; the first one signs");
     Ok(())
 }
 

@@ -8,8 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use model::{Code, Failure, SpiffeId, UnixMillis};
-use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
-use rustls::sign::CertifiedKey;
+use rustls::server::WebPkiClientVerifier;
+use rustls::sign::SingleCertAndKey;
 use rustls::{RootCertStore, ServerConfig};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,7 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
-use crate::authority::Authority;
+use crate::authority::{Authority, Generation};
 
 /// For a handshake.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -92,7 +92,8 @@ pub fn incoming(
     listener: TcpListener,
     authority: Arc<Authority>,
 ) -> anyhow::Result<tokio_stream::wrappers::ReceiverStream<io::Result<Connection>>> {
-    let acceptor = TlsAcceptor::from(Arc::new(tls_config(&authority)?));
+    let mut changes = authority.changes();
+    let mut acceptor = TlsAcceptor::from(Arc::new(tls_config(&authority.now())?));
     let (sender, receiver) = tokio::sync::mpsc::channel(64);
     let places = Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
     tokio::spawn(async move {
@@ -101,6 +102,13 @@ pub fn incoming(
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             };
+            if changes.has_changed().unwrap_or(false) {
+                let latest = changes.borrow_and_update().clone();
+                match tls_config(&latest) {
+                    Ok(config) => acceptor = TlsAcceptor::from(Arc::new(config)),
+                    Err(error) => tracing::error!("the CA can't be used: {error:#}"),
+                }
+            }
             let Ok(place) = places.clone().try_acquire_owned() else { continue };
             let (acceptor, sender) = (acceptor.clone(), sender.clone());
             tokio::spawn(async move {
@@ -121,9 +129,11 @@ pub fn incoming(
     Ok(tokio_stream::wrappers::ReceiverStream::new(receiver))
 }
 
-fn tls_config(authority: &Arc<Authority>) -> anyhow::Result<ServerConfig> {
+fn tls_config(authority: &Generation) -> anyhow::Result<ServerConfig> {
     let mut roots = RootCertStore::empty();
-    roots.add(authority.root().clone())?;
+    for root in authority.roots() {
+        roots.add(root.clone())?;
+    }
     // A certificate is not asked for by TLS but by each method: Attest is how a proxy gets one.
     let verifier =
         WebPkiClientVerifier::builder_with_provider(Arc::new(roots), service::tls_provider::provider())
@@ -132,24 +142,9 @@ fn tls_config(authority: &Arc<Authority>) -> anyhow::Result<ServerConfig> {
     let mut config = ServerConfig::builder_with_provider(service::tls_provider::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
-        .with_cert_resolver(Arc::new(Current(authority.clone())));
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(authority.server())));
     config.alpn_protocols = vec![b"h2".to_vec()];
     Ok(config)
-}
-
-/// Shows the certificate of the moment.
-struct Current(Arc<Authority>);
-
-impl std::fmt::Debug for Current {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Current")
-    }
-}
-
-impl ResolvesServerCert for Current {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.server())
-    }
 }
 
 fn certificate_of(stream: &TlsStream<TcpStream>) -> Option<PeerCertificate> {

@@ -75,7 +75,8 @@ impl Watcher {
         });
         let mut changed = self.index.changed();
         let mut revoked = self.proxies.revoked();
-        let bundle = v1::Bundle { roots: vec![self.authority.root().to_vec()] };
+        let mut roots = self.authority.changes();
+        let bundle = roots.borrow_and_update().bundle();
         send(answers, v1::watch_response::Message::Bundle(bundle)).await?;
         let all = revoked.borrow_and_update().clone();
         self.send_revoked(&binding, answers, &all).await?;
@@ -94,6 +95,11 @@ impl Watcher {
                     ticked.map_err(|_| gone())?;
                     let all = revoked.borrow_and_update().clone();
                     self.send_revoked(&binding, answers, &all).await?;
+                }
+                ticked = roots.changed() => {
+                    ticked.map_err(|_| gone())?;
+                    let bundle = roots.borrow_and_update().bundle();
+                    send(answers, v1::watch_response::Message::Bundle(bundle)).await?;
                 }
                 message = requests.message() => {
                     match message.ok().flatten().and_then(|message| message.message) {

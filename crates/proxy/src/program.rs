@@ -96,7 +96,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     }
     until_quiet(settings, &shared, &audit).await;
     drain.start();
-    tokio::time::sleep(LAST_WORDS).await;
+    finished(&shared).await;
     drain.finish();
     for worker in workers {
         let _ = worker.join();
@@ -174,6 +174,18 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// For GOAWAY and `connection: close` to reach who is still there.
 const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// How long what is open at the deadline may take to finish, once it was told.
+const FINISH: Duration = Duration::from_secs(5);
+
+/// Waits until nothing is open any more, or the time for that is over.
+async fn finished(shared: &Shared) {
+    tokio::time::sleep(LAST_WORDS).await;
+    let deadline = tokio::time::Instant::now() + FINISH;
+    while shared.metrics.connections.get() > 0 && tokio::time::Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
 
 /// Goes on serving, new connections too, until the application has gone and everything is delivered, or the time for
 /// that is over.
