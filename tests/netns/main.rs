@@ -6,6 +6,7 @@ mod capture;
 mod demo;
 mod failures;
 mod kill;
+mod protocols;
 mod sandbox;
 mod service;
 mod story;

@@ -22,7 +22,7 @@ pub struct Recipe {
     pub client: Option<String>,
     /// As whom.
     pub who: As,
-    /// One of [`PROGRAMS`].
+    /// One of [`PROGRAMS`], or a program of the machine.
     pub program: &'static str,
     /// Its arguments.
     pub args: Vec<String>,
@@ -202,8 +202,11 @@ fn place(recipe: &Recipe) -> Place<'_> {
 }
 
 fn spawn(sandbox: &Sandbox, recipe: &Recipe, log: &std::path::Path) -> anyhow::Result<Process> {
+    // What is not one of ours is found by the path.
+    let ours = sandbox.outside(format!("{PROGRAMS}/{}", recipe.program)).exists();
+    let program = if ours { format!("{PROGRAMS}/{}", recipe.program) } else { recipe.program.to_owned() };
     sandbox
-        .command(place(recipe), recipe.who, format!("{PROGRAMS}/{}", recipe.program))
+        .command(place(recipe), recipe.who, program)
         .args(&recipe.args)
         .env("RUST_BACKTRACE", "1")
         .start(&recipe.name, log)

@@ -8,6 +8,7 @@
 
 pub mod certificates;
 pub mod daemon;
+pub mod edge;
 pub mod footprint;
 pub mod http;
 pub mod sandbox;

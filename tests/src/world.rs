@@ -31,7 +31,7 @@ pub const CONTROL_ROOT: &str = "/run/countersign/pki/control-ca.pem";
 pub const SOCKET: &str = "/run/countersign/private/control/control.sock";
 
 /// Time for a command of `countersign`.
-const COMMAND: Duration = Duration::from_secs(30);
+pub(crate) const COMMAND: Duration = Duration::from_secs(30);
 
 /// The programs of a test, in namespaces of their own.
 #[derive(Debug)]

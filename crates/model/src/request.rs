@@ -28,6 +28,8 @@ pub struct RequestFacts {
 pub enum Action {
     /// One HTTP request.
     Http,
+    /// One gRPC call: an HTTP POST, which rules see as such.
+    Grpc,
     /// One connection whose contents are not looked into.
     Connect,
 }
@@ -38,6 +40,7 @@ impl Action {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Http => "http",
+            Self::Grpc => "grpc",
             Self::Connect => "connect",
         }
     }

@@ -18,7 +18,7 @@ type Seen = {
   "rules": Set<String>,
   "conditions": Set<String>,
 };
-action "http", "connect" appliesTo { principal: [Caller], resource: [Destination], context: Seen };
+action "http", "grpc", "connect" appliesTo { principal: [Caller], resource: [Destination], context: Seen };
 "#;
 
 /// The same for people: what an expression can see, its type, and what it is.
@@ -190,7 +190,7 @@ fn located(error: &dyn miette::Diagnostic, expression: &str, offset: usize) -> B
         Some((policy, rest)) if policy.starts_with("for policy `") => rest.to_owned(),
         _ => message,
     };
-    let message = ["http", "connect"]
+    let message = ["http", "grpc", "connect"]
         .iter()
         .fold(message, |message, action| message.replace(&format!(" for Action::\"{action}\""), ""));
     let help = error.help().map(|help| help.to_string()).unwrap_or_default();

@@ -11,7 +11,7 @@ use model::slice::Rule;
 pub fn rule_matches(rule: &Rule, request: &RequestFacts) -> bool {
     match request.action {
         Action::Connect => rule.methods.is_empty() && rule.paths.iter().all(|path| is_everything(path)),
-        Action::Http => method_matches(rule, request) && path_matches(rule, request),
+        Action::Http | Action::Grpc => method_matches(rule, request) && path_matches(rule, request),
     }
 }
 

@@ -336,7 +336,7 @@ impl Snapshot {
             return self.denied(Code::Forbidden, detail, determining);
         }
         let what = match question.request.action {
-            Action::Http => format!("{} {}", question.request.method, question.request.path),
+            Action::Http | Action::Grpc => format!("{} {}", question.request.method, question.request.path),
             Action::Connect => "connect".to_owned(),
         };
         let caller = question.caller.id.path();

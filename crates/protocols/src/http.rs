@@ -130,6 +130,31 @@ pub fn check_request(parts: &Parts) -> Result<(), Malformed> {
     Ok(())
 }
 
+/// Whether an answer of HTTP/1 can be read in only one way.
+///
+/// # Errors
+/// For each ambiguity of its framing that the HTTP libraries let through.
+pub fn check_answer(headers: &HeaderMap) -> Result<(), Malformed> {
+    let lengths = headers.get_all(CONTENT_LENGTH).iter().count();
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    if lengths > 1 {
+        return Err(Malformed("the answer has two Content-Length fields"));
+    }
+    if let Some(length) = headers.get(CONTENT_LENGTH)
+        && (length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit))
+    {
+        return Err(Malformed("the answer's Content-Length is not a number"));
+    }
+    let Some(encoding) = encodings.next() else { return Ok(()) };
+    if lengths > 0 {
+        return Err(Malformed("the answer has both Transfer-Encoding and Content-Length"));
+    }
+    if encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        return Err(Malformed("the answer's Transfer-Encoding is something else than chunked"));
+    }
+    Ok(())
+}
+
 /// Removes what ends at this hop (RFC 9110 §7.6.1): `Connection` and what it names, and the fields that are of one
 /// connection by nature. `TE: trailers` stays, because we carry trailers.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, header};
 use http_body::Body as _;
 use model::audit::{CallResult, Intent, Outcome, Refusal, StandingCredential, What};
 use model::decision::NearMiss;
@@ -42,7 +42,9 @@ use crate::passage;
 use crate::policy::{Route, route_http, route_tls, route_unknown};
 use crate::protocol::body::BodyError;
 use crate::protocol::facts::{self, Channel};
+use crate::protocol::interim::Interim;
 use crate::protocol::rewind::Rewind;
+use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, head, http1, http2};
 use crate::rewrite;
 use crate::tls::{self, Opening};
@@ -230,7 +232,8 @@ impl Begun {
         if let Some(known) = origin.version_for(offered, &destination.http_versions) {
             return Some(known);
         }
-        let sender = sender(&self.worker, &origin, destination, self.original);
+        let interim = Interim::default();
+        let sender = sender(&self.worker, &origin, destination, self.original, &interim);
         match Box::pin(sender.learn()).await {
             Ok(version) if offered.contains(&version) => Some(version),
             Ok(_) => fallback,
@@ -257,6 +260,7 @@ fn sender<'a>(
     origin: &'a Rc<Origin>,
     destination: &'a Arc<Destination>,
     original: OriginalDestination,
+    interim: &'a Interim,
 ) -> Sender<'a> {
     Sender {
         origin,
@@ -267,15 +271,21 @@ fn sender<'a>(
         socket: &worker.shared.socket,
         patience: worker.shared.limits.patience,
         answer_patience: worker.shared.limits.answer,
+        interim,
     }
 }
 
 /// Stages 3 to 9: one request, and its answer whatever happens.
-pub async fn exchange(connection: &Rc<Connection>, request: Request<Body>) -> Response<Body> {
+pub async fn exchange(
+    connection: &Rc<Connection>,
+    request: Request<Body>,
+    interim: Interim,
+) -> Response<Body> {
     let started = Instant::now();
     let id = DecisionId(rand::random());
     let (parts, body) = request.into_parts();
-    let response = match carry(connection, id, started, parts, body).await {
+    let begun = Asked { id, started, interim };
+    let response = match carry(connection, begun, parts, body).await {
         Ok(response) => response,
         Err(refused) => refuse(connection, id, *refused),
     };
@@ -320,13 +330,20 @@ struct Judged {
     decision: Arc<Decision>,
 }
 
-async fn carry(
-    connection: &Rc<Connection>,
+/// A request of the application, from its first moment.
+struct Asked {
     id: DecisionId,
     started: Instant,
+    interim: Interim,
+}
+
+async fn carry(
+    connection: &Rc<Connection>,
+    asked: Asked,
     mut parts: Parts,
     body: Body,
 ) -> Result<Response<Body>, Box<Refused>> {
+    let id = asked.id;
     within_limits(connection, &parts, &body).map_err(|f| Refused::before_judgement(f, &parts))?;
     // 3 protocol
     let facts =
@@ -335,7 +352,7 @@ async fn carry(
     let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts))?;
     // 6 credential
     let grant = arm(connection, &facts, id, &mut judged).instrument(debug_span!("credential")).await?;
-    let replay = Replay::of(&parts, &body, grant.as_deref());
+    let replay = Replay::of(&parts, &body);
     // 7 rewrite
     let edit = rewrite::edit(&judged.snapshot, &judged.destination, grant.as_deref());
     let standing = debug_span!("rewrite").in_scope(|| rewrite::apply(&edit, &mut parts));
@@ -344,7 +361,7 @@ async fn carry(
     let open_call =
         debug_span!("audit").in_scope(|| intend(connection, id, &facts, &judged, grant.as_deref()))?;
     // 8 upstream
-    let act = Act { connection: connection.clone(), id, started, facts, judged, grant, open_call };
+    let act = Act { connection: connection.clone(), asked, facts, judged, grant, open_call };
     act.send(parts, body, replay).instrument(debug_span!("upstream")).await
 }
 
@@ -527,16 +544,15 @@ fn note_standing(connection: &Connection, id: DecisionId, judged: &Judged, stand
 struct Replay(Parts);
 
 impl Replay {
-    fn of(parts: &Parts, body: &Body, grant: Option<&Grant>) -> Option<Self> {
-        (grant.is_some() && body.is_end_stream()).then(|| Self(parts.clone()))
+    fn of(parts: &Parts, body: &Body) -> Option<Self> {
+        body.is_end_stream().then(|| Self(parts.clone()))
     }
 }
 
 /// A call that is allowed, recorded, and about to be made.
 struct Act {
     connection: Rc<Connection>,
-    id: DecisionId,
-    started: Instant,
+    asked: Asked,
     facts: RequestFacts,
     judged: Judged,
     grant: Option<Arc<Grant>>,
@@ -551,14 +567,18 @@ impl Act {
         body: Body,
         replay: Option<Replay>,
     ) -> Result<Response<Body>, Box<Refused>> {
-        let open = Rc::new(Open::bounded(self.connection.worker.shared.limits.body_bytes));
+        let open = Rc::new(match parts.extensions.get::<WebSocket>() {
+            // What a tunnel carries is not a body.
+            Some(_) => Open::default(),
+            None => Open::bounded(self.connection.worker.shared.limits.body_bytes),
+        });
         let registration = self.connection.worker.register.enter(
             open.clone(),
             self.judged.decision.valid_until,
             self.judge_again(),
         );
         let request = Request::from_parts(parts, Guarded::up(body, open.clone()));
-        let mut response = self.dispatch(&open, request).await?;
+        let mut response = self.dispatch(&open, request, replay.as_ref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED
             && let Some(replay) = replay
             && let Some(second) = self.second_try(&open, replay).await
@@ -572,14 +592,22 @@ impl Act {
         &mut self,
         open: &Rc<Open>,
         request: Request<Body>,
+        replay: Option<&Replay>,
     ) -> Result<Response<Body>, Box<Refused>> {
-        let worker = &self.connection.worker;
+        let worker = self.connection.worker.clone();
         let channel = &self.connection.channel;
         let (caller, host) = (self.judged.caller.id.clone(), self.facts.host.clone());
         let key = OriginKey::new(caller, host, self.facts.port, channel.secure, &self.judged.destination);
         let origin = worker.pool.origin(key);
-        let sender = sender(worker, &origin, &self.judged.destination, OriginalDestination(channel.original));
-        let sent = open.unless_cut(sender.send(request, self.connection.version)).await;
+        let original = OriginalDestination(channel.original);
+        let sender = sender(&worker, &origin, &self.judged.destination, original, &self.asked.interim);
+        let mut sent = open.unless_cut(sender.send(request, self.connection.version)).await;
+        if let (Ok(Err(failed)), Some(replay)) = (&sent, replay)
+            && failed.untouched
+        {
+            let again = self.rewritten(replay);
+            sent = open.unless_cut(sender.send(again, self.connection.version)).await;
+        }
         match sent {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(failed)) => Err(self.failed(failed.failure, open, CallResult::Failed)),
@@ -588,6 +616,14 @@ impl Act {
                 Err(self.failed(failure, open, CallResult::Cut))
             }
         }
+    }
+
+    /// The request once more, with the credential of this moment.
+    fn rewritten(&self, replay: &Replay) -> Request<Body> {
+        let mut parts = replay.0.clone();
+        let edit = rewrite::edit(&self.judged.snapshot, &self.judged.destination, self.grant.as_deref());
+        let _ = rewrite::apply(&edit, &mut parts);
+        Request::from_parts(parts, Body::Empty)
     }
 
     /// The upstream did not take our credential: drop it, get another, try once; at most once a minute for each.
@@ -599,15 +635,13 @@ impl Act {
         }
         state.credentials().drop_grant(&refused.id);
         let connection = self.connection.clone();
-        let grant = arm(&connection, &self.facts, self.id, &mut self.judged).await.ok()??;
-        let mut parts = replay.0;
-        let edit = rewrite::edit(&self.judged.snapshot, &self.judged.destination, Some(&grant));
-        let _ = rewrite::apply(&edit, &mut parts);
-        let second = intend(&connection, self.id, &self.facts, &self.judged, Some(&grant)).ok()?;
+        let grant = arm(&connection, &self.facts, self.asked.id, &mut self.judged).await.ok()??;
+        let second = intend(&connection, self.asked.id, &self.facts, &self.judged, Some(&grant)).ok()?;
         self.close(CallResult::Completed, Some(StatusCode::UNAUTHORIZED.as_u16()), None, (0, 0));
         self.grant = Some(grant);
         self.open_call = second;
-        Box::pin(self.dispatch(open, Request::from_parts(parts, Body::Empty))).await.ok()
+        let again = self.rewritten(&replay);
+        Box::pin(self.dispatch(open, again, None)).await.ok()
     }
 
     /// Judges this exchange again, for as long as it is open.
@@ -636,6 +670,10 @@ impl Act {
     ) -> Response<Body> {
         let (mut parts, body) = response.into_parts();
         protocols::http::strip_hop_by_hop(&mut parts.headers);
+        // It would lead the application to a protocol, a port or a host where nothing is captured.
+        parts.headers.remove(header::ALT_SVC);
+        // The version is of one hop (RFC 9110 §6.2); the application's is put in where its connection is written.
+        parts.version = http::Version::HTTP_11;
         let status = parts.status.as_u16();
         if body.is_end_stream() {
             self.close(CallResult::Completed, Some(status), None, open.bytes());
@@ -672,13 +710,13 @@ impl Act {
     fn close(&mut self, result: CallResult, status: Option<u16>, code: Option<Code>, bytes: (u64, u64)) {
         if let Some(open_call) = self.open_call.take() {
             open_call.finish(Outcome {
-                decision: self.id,
+                decision: self.asked.id,
                 result,
                 status,
                 code,
                 bytes_up: bytes.0,
                 bytes_down: bytes.1,
-                duration_us: u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+                duration_us: u64::try_from(self.asked.started.elapsed().as_micros()).unwrap_or(u64::MAX),
             });
         }
     }

@@ -376,6 +376,7 @@ impl TryFrom<&v1::Request> for RequestFacts {
         Ok(Self {
             action: match request.action.as_str() {
                 "http" => Action::Http,
+                "grpc" => Action::Grpc,
                 "connect" => Action::Connect,
                 _ => return Err(Invalid("request.action")),
             },

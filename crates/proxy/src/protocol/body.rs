@@ -39,6 +39,8 @@ pub enum BodyError {
     Http1(hyper::Error),
     /// An HTTP/2 peer reset the stream, or its connection ended.
     Http2(h2::Error),
+    /// A tunnel broke off.
+    Tunnel(std::io::Error),
     /// Cut by us: the exchange's authority has ended.
     Cut,
 }
@@ -48,7 +50,7 @@ impl BodyError {
     pub fn reason(&self) -> h2::Reason {
         match self {
             Self::Http2(error) => error.reason().unwrap_or(h2::Reason::INTERNAL_ERROR),
-            Self::Http1(_) => h2::Reason::INTERNAL_ERROR,
+            Self::Http1(_) | Self::Tunnel(_) => h2::Reason::INTERNAL_ERROR,
             Self::Cut => h2::Reason::CANCEL,
         }
     }
@@ -59,6 +61,7 @@ impl fmt::Display for BodyError {
         match self {
             Self::Http1(error) => write!(f, "body broke off: {error}"),
             Self::Http2(error) => write!(f, "body broke off: {error}"),
+            Self::Tunnel(error) => write!(f, "tunnel broke off: {error}"),
             Self::Cut => f.write_str("body cut: the call is no longer allowed"),
         }
     }

@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use http::request::Parts;
-use http::{Method, header};
+use http::{HeaderMap, Method, header};
 use model::request::Action;
 use model::{Code, Failure, HostName, RequestFacts};
 use protocols::http::Host;
+
+use super::websocket::WebSocket;
 
 /// What is known of a connection before its first request.
 #[derive(Clone, Debug)]
@@ -38,7 +40,7 @@ pub fn facts(parts: &Parts, channel: &Channel) -> Result<RequestFacts, Failure> 
     }
     carried(parts)?;
     Ok(RequestFacts {
-        action: Action::Http,
+        action: if is_grpc(&parts.method, &parts.headers) { Action::Grpc } else { Action::Http },
         method: parts.method.as_str().to_owned(),
         host,
         port,
@@ -66,12 +68,25 @@ fn judged_host(host: &Host, channel: &Channel) -> Result<HostName, Failure> {
     }
 }
 
+/// gRPC over HTTP/2: a POST of `application/grpc` with an optional format (gRPC over HTTP2, "Requests"). gRPC-Web is
+/// ordinary HTTP.
+pub fn is_grpc(method: &Method, headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
+    method == Method::POST
+        && kind
+            .and_then(|kind| kind.strip_prefix(b"application/grpc"))
+            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
+}
+
 fn carried(parts: &Parts) -> Result<(), Failure> {
     if parts.method == Method::TRACE {
         return Err(Failure::new(Code::MethodRefused, "TRACE is never carried with a credential"));
     }
     if parts.method == Method::CONNECT {
         return Err(Failure::new(Code::NotCarried, "CONNECT is not carried to a covered destination"));
+    }
+    if parts.extensions.get::<WebSocket>().is_some() {
+        return Ok(());
     }
     let upgrade = parts.headers.get(header::UPGRADE).map(header::HeaderValue::as_bytes);
     match upgrade {

@@ -1,10 +1,11 @@
 //! HTTP/1 on the application's side: hyper, with its edges ours.
 
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::rc::Rc;
 use std::time::Duration;
 
-use http::Request;
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
@@ -13,7 +14,10 @@ use model::{Code, DecisionId, Failure};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Body;
+use super::interim::Interim;
 use super::own_answer::OwnAnswer;
+use super::tunnel::{self, Uplink};
+use super::websocket;
 use crate::answer;
 use crate::call::{self, Connection};
 
@@ -25,14 +29,19 @@ const LINGER_BYTES: usize = 64 << 20;
 pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Unpin + 'static) {
     let limits = connection.worker.shared.limits;
     let drain = connection.worker.shared.drain.clone();
-    let (io, held) = OwnAnswer::new(io);
+    let (io, held, current) = OwnAnswer::new(io);
     let serving = connection.clone();
+    let agreed: Agreed = Rc::default();
+    let opening = agreed.clone();
     let service = service_fn(move |request: Request<Incoming>| {
-        let connection = serving.clone();
+        let (connection, current, agreed) = (serving.clone(), current.clone(), opening.clone());
         // Boxed: the connection itself must stay movable, so that it can be taken apart at its end.
         Box::pin(async move {
             let request = request.map(Body::from_http1);
-            Ok::<_, Infallible>(call::exchange(&connection, request).await)
+            let interim = current.begin();
+            let response = answer_one(&connection, request, interim, &agreed).await;
+            current.end();
+            Ok::<_, Infallible>(response)
         })
     });
     let mut served = Builder::new()
@@ -54,7 +63,11 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         })
         .await
     };
-    let mut io = served.into_parts().io.into_inner();
+    let parts = served.into_parts();
+    let mut io = parts.io.into_inner();
+    if let Some((uplink, down)) = agreed.take().filter(|_| ended.is_ok()) {
+        return tunnel::serve(io.into_inner(), parts.read_buf, uplink, down).await;
+    }
     if let Err(error) = ended {
         tracing::debug!(stage = "protocol", %error, "the application's connection ended");
         if let Some(failure) = held.is_refusal().then(|| unreadable(&error)) {
@@ -64,6 +77,31 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         }
     }
     linger(&mut io).await;
+}
+
+/// What an upgrade has agreed on: from then on the connection is a tunnel.
+type Agreed = Rc<Cell<Option<(Uplink, Body)>>>;
+
+/// One request; if it asks for a WebSocket and gets one, `agreed` has both directions of it.
+async fn answer_one(
+    connection: &Rc<Connection>,
+    mut request: Request<Body>,
+    interim: Interim,
+    agreed: &Agreed,
+) -> Response<Body> {
+    let Some(key) = websocket::mark_http1(&mut request) else {
+        return call::exchange(connection, request, interim).await;
+    };
+    let (uplink, up) = tunnel::uplink();
+    *request.body_mut() = up;
+    let response = call::exchange(connection, request, interim).await;
+    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        return response;
+    }
+    let (mut parts, down) = response.into_parts();
+    websocket::agree_http1(&mut parts.headers, &key);
+    agreed.set(Some((uplink, down)));
+    Response::from_parts(parts, Body::Empty)
 }
 
 /// Ends the connection so that the last answer is read: a peer that still sends when we close is answered with a reset,

@@ -8,17 +8,23 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 use h2::RecvStream;
 use h2::server::SendResponse;
-use http::{Request, Response, header};
+use http::{Request, Response, StatusCode, header};
 use http_body::Body as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Body;
+use super::interim::Interim;
 use super::pump::{Stopped, pump};
+use super::websocket;
 use crate::call::{self, Connection};
 
 /// Windows towards applications, for one stream and for a connection.
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// Bytes that small DATA frames may cost beyond what is in them, on one connection. h2's default ends a connection with
+/// its streams when one of them is slow and gets small messages.
+pub const FRAME_BUDGET: usize = 64 << 20;
 
 /// Serves the streams of one connection until it ends.
 pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Unpin) {
@@ -28,6 +34,8 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
+        .data_frame_budget(FRAME_BUDGET)
+        .enable_connect_protocol()
         .handshake::<_, Bytes>(io);
     let mut server = match tokio::time::timeout(limits.head, handshake).await {
         Ok(Ok(server)) => server,
@@ -63,18 +71,33 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
     }
 }
 
-/// One stream: a request, its answer, and the answer's body.
+/// One stream: a request, its interim answers, its answer, and the answer's body.
 async fn stream(connection: Rc<Connection>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+    let mut request = request.map(Body::from_http2);
+    websocket::mark_http2(&mut request);
+    let interim = Interim::default();
     let answered = {
-        let mut exchange = std::pin::pin!(call::exchange(&connection, request.map(Body::from_http2)));
+        let mut exchange = std::pin::pin!(call::exchange(&connection, request, interim.clone()));
         // An application that gives up takes its request with it: dropping the exchange resets the upstream's stream.
-        poll_fn(|cx| match respond.poll_reset(cx) {
-            Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending => exchange.as_mut().poll(cx).map(Some),
+        poll_fn(|cx| {
+            if respond.poll_reset(cx).is_ready() {
+                return Poll::Ready(None);
+            }
+            let answer = exchange.as_mut().poll(cx).map(Some);
+            while let Poll::Ready(early) = interim.poll_next(cx) {
+                // Fails only if the stream is gone, which the next poll sees.
+                let _ = respond.send_informational(early);
+            }
+            answer
         })
         .await
     };
-    let Some(response) = answered else { return };
+    let Some(mut response) = answered else { return };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        // RFC 8441 §5: a 2xx takes the place of 101, and nothing that of the accept value.
+        *response.status_mut() = StatusCode::OK;
+        response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
+    }
     if let Err(stopped) = send(response, respond).await {
         tracing::debug!(stage = "protocol", ?stopped, "an answer stopped before its end");
     }

@@ -8,8 +8,11 @@ pub mod facts;
 pub mod head;
 pub mod http1;
 pub mod http2;
+pub mod interim;
 pub mod own_answer;
 pub mod pump;
 pub mod rewind;
+pub mod tunnel;
+pub mod websocket;
 
 pub use body::{Body, BodyError};

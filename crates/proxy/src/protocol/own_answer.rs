@@ -1,8 +1,10 @@
-//! Holds back the bare `400` and `431` that hyper writes by itself to a request that it can't read, so that ours, with
-//! its code and its reason, is written instead.
+//! What hyper says by itself to an application of HTTP/1, made ours.
 //!
-//! hyper has no hook for this. It writes such an answer only just before it ends the connection with an error; what
-//! looks like one and is not followed by that error is let through unchanged.
+//! Three things, for which hyper has no hook. The bare `400` and `431` that it writes to a request that it can't read are
+//! held back, so that ours, with its code and its reason, is written instead: it writes such an answer only just before
+//! it ends the connection with an error, and what looks like one and is not followed by that error is let through.
+//! Interim answers of the upstream are written in between, where hyper has nothing unfinished. The `100 Continue` that
+//! hyper writes when a body is first asked for is dropped if the upstream never said it.
 
 use std::cell::RefCell;
 use std::io;
@@ -10,7 +12,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
+use bytes::{Buf as _, BytesMut};
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::interim::{self, Interim};
+
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 const AUTOMATIC: [&[u8]; 2] =
     [b"HTTP/1.1 400 Bad Request\r\n", b"HTTP/1.1 431 Request Header Fields Too Large\r\n"];
@@ -18,10 +26,32 @@ const AUTOMATIC: [&[u8]; 2] =
 /// An automatic answer is this long at most; longer ones have more in them than hyper writes by itself.
 const AUTOMATIC_MAX: usize = 160;
 
-/// The connection, with what is held back.
+/// The connection, with what is held back and what is put in between.
 pub struct OwnAnswer<T> {
     inner: T,
     held: Held,
+    current: Current,
+    between: BytesMut,
+    /// Everything that hyper has written has gone out.
+    flushed: bool,
+}
+
+/// The exchange that is waiting for its answer on this connection, if there is one.
+#[derive(Clone, Default)]
+pub struct Current(Rc<RefCell<Option<Interim>>>);
+
+impl Current {
+    /// A request has come.
+    pub fn begin(&self) -> Interim {
+        let interim = Interim::default();
+        *self.0.borrow_mut() = Some(interim.clone());
+        interim
+    }
+
+    /// Its answer is there.
+    pub fn end(&self) {
+        self.0.borrow_mut().take();
+    }
 }
 
 /// What is held back, for whoever sees how the connection ended.
@@ -42,9 +72,21 @@ impl Held {
 
 impl<T> OwnAnswer<T> {
     /// Wraps a connection.
-    pub fn new(inner: T) -> (Self, Held) {
-        let held = Held::default();
-        (Self { inner, held: held.clone() }, held)
+    pub fn new(inner: T) -> (Self, Held, Current) {
+        let (held, current) = (Held::default(), Current::default());
+        let own = Self {
+            inner,
+            held: held.clone(),
+            current: current.clone(),
+            between: BytesMut::new(),
+            flushed: true,
+        };
+        (own, held, current)
+    }
+
+    /// The connection itself.
+    pub fn into_inner(self) -> T {
+        self.inner
     }
 }
 
@@ -62,6 +104,31 @@ fn automatic_tail(bytes: &[u8]) -> Option<usize> {
 }
 
 impl<T: AsyncWrite + Unpin> OwnAnswer<T> {
+    /// Writes the interim answers that have come, where hyper has nothing unfinished.
+    fn poll_between(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let current = self.current.0.borrow().clone();
+        if let Some(current) = current.filter(|_| self.flushed) {
+            while let Poll::Ready(response) = current.poll_next(cx) {
+                // hyper says 100 by itself, once the body is asked for.
+                if response.status() != StatusCode::CONTINUE {
+                    self.between.extend_from_slice(&interim::as_http1(&response));
+                }
+            }
+        }
+        if self.between.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while !self.between.is_empty() {
+            let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &self.between))?;
+            self.between.advance(written);
+        }
+        Pin::new(&mut self.inner).poll_flush(cx)
+    }
+
+    fn is_unwanted_continue(&self, buf: &[u8]) -> bool {
+        buf == CONTINUE && self.current.0.borrow().as_ref().is_some_and(Interim::is_silent)
+    }
+
     /// Lets through what was held: it was not the last word after all.
     fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut held = self.held.0.borrow_mut();
@@ -76,19 +143,27 @@ impl<T: AsyncWrite + Unpin> OwnAnswer<T> {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for OwnAnswer<T> {
+impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for OwnAnswer<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if let Poll::Ready(Err(error)) = self.poll_between(cx) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.inner).poll_read(cx, buf)
     }
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for OwnAnswer<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        ready!(self.poll_between(cx))?;
         ready!(self.poll_release(cx))?;
+        if self.is_unwanted_continue(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        self.flushed = false;
         match automatic_tail(buf) {
             None => Pin::new(&mut self.inner).poll_write(cx, buf),
             Some(0) => {
@@ -104,6 +179,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for OwnAnswer<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        ready!(self.poll_between(cx))?;
         ready!(self.poll_release(cx))?;
         // hyper flattens what is this short; anything larger is no automatic answer.
         let total: usize = bufs.iter().map(|buf| buf.len()).sum();
@@ -112,6 +188,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for OwnAnswer<T> {
         {
             return self.poll_write(cx, first);
         }
+        self.flushed = false;
         Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
     }
 
@@ -120,7 +197,9 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for OwnAnswer<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
+        ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
+        self.flushed = true;
+        self.poll_between(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

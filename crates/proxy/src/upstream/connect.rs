@@ -95,6 +95,14 @@ pub async fn secure(
     Ok(Link::Tls(Box::new(LastWord::new(tls)), version))
 }
 
+/// Whether the server speaks none of the versions that it was offered (RFC 7301 §3.2).
+pub fn is_protocol_refused(failure: &Failure) -> bool {
+    use rustls::AlertDescription::NoApplicationProtocol;
+    let cause = failure.cause.as_ref().and_then(|cause| cause.downcast_ref::<io::Error>());
+    let tls = cause.and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>());
+    matches!(tls, Some(rustls::Error::AlertReceived(NoApplicationProtocol)))
+}
+
 /// Tells a certificate that does not verify from a server that wants ours, and both from the rest.
 pub fn tls_failure(name: &HostName, error: io::Error) -> Failure {
     use rustls::AlertDescription::{BadCertificate, CertificateRequired};

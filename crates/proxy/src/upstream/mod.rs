@@ -1,14 +1,19 @@
 //! Stage 8, upstream: send it to the right server.
 //!
 //! [`resolve`] finds the addresses of the judged name, [`connect`] dials one and verifies it, [`pool`] keeps
-//! connections by all that they can remember, and [`send`] puts a request on one of them.
+//! connections by all that they can remember, and [`send`] puts a request on one of them, in its version of HTTP
+//! ([`http1`], [`http2`]) or as a tunnel ([`websocket`]).
 
 pub mod connect;
+pub mod failure;
+pub mod http1;
+pub mod http2;
 pub mod last_word;
 pub mod pool;
 pub mod resolve;
 pub mod roots;
 pub mod send;
+pub mod websocket;
 
 use model::Failure;
 
@@ -18,10 +23,12 @@ pub struct SendFailure {
     pub failure: Failure,
     /// The request, if it was given back unsent.
     pub unsent: Option<Box<http::Request<crate::protocol::Body>>>,
+    /// The server has not looked at the request and says so (RFC 9113 §8.7): it may be sent again.
+    pub untouched: bool,
 }
 
 impl From<Failure> for SendFailure {
     fn from(failure: Failure) -> Self {
-        Self { failure, unsent: None }
+        Self { failure, unsent: None, untouched: false }
     }
 }

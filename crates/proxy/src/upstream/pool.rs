@@ -17,8 +17,48 @@ use crate::protocol::Body;
 
 /// A connection of HTTP/1 that can take a request.
 pub type Http1Sender = hyper::client::conn::http1::SendRequest<Body>;
+
 /// A connection of HTTP/2 that can take requests.
-pub type Http2Sender = h2::client::SendRequest<Bytes>;
+#[derive(Clone)]
+pub struct Http2Sender {
+    /// What h2 sends by.
+    pub sender: h2::client::SendRequest<Bytes>,
+    open: Rc<Cell<usize>>,
+}
+
+/// One stream's place on its connection, until it is dropped.
+pub struct Place(Rc<Cell<usize>>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+impl Http2Sender {
+    /// A connection without streams.
+    pub fn new(sender: h2::client::SendRequest<Bytes>) -> Self {
+        Self { sender, open: Rc::default() }
+    }
+
+    /// Takes a place for a stream.
+    pub fn place(&self) -> Place {
+        self.open.set(self.open.get() + 1);
+        Place(self.open.clone())
+    }
+
+    /// Waits until a stream can be opened.
+    ///
+    /// # Errors
+    /// If the connection has ended.
+    pub async fn ready(self) -> Result<Self, h2::Error> {
+        Ok(Self { sender: self.sender.ready().await?, open: self.open })
+    }
+
+    fn has_room(&self) -> bool {
+        self.open.get() < self.sender.current_max_send_streams()
+    }
+}
 
 /// All that a connection can remember.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -47,8 +87,9 @@ pub struct Origin {
     /// What they have in common.
     pub key: OriginKey,
     idle: RefCell<Vec<Idle>>,
-    multiplexed: RefCell<Option<Http2Sender>>,
+    multiplexed: RefCell<Vec<Http2Sender>>,
     speaks_http2: Cell<Option<bool>>,
+    refuses_http1: Cell<bool>,
     /// Held while an HTTP/2 connection is dialled, so that many first requests open one connection.
     pub dialling: tokio::sync::Mutex<()>,
 }
@@ -61,6 +102,9 @@ struct Idle {
 /// Idle HTTP/1 connections kept for one key; more are closed.
 const IDLE_MAX: usize = 256;
 
+/// HTTP/2 connections kept for one key; past this streams wait for their turn.
+const MULTIPLEXED_MAX: usize = 16;
+
 /// How long a connection may lie idle: shorter than the 60 s and 75 s at which common servers close theirs.
 const IDLE_TIME: Duration = Duration::from_secs(50);
 
@@ -71,6 +115,7 @@ impl Origin {
             idle: RefCell::default(),
             multiplexed: RefCell::default(),
             speaks_http2: Cell::new(None),
+            refuses_http1: Cell::new(false),
             dialling: tokio::sync::Mutex::default(),
         }
     }
@@ -92,14 +137,38 @@ impl Origin {
         }
     }
 
-    /// The HTTP/2 connection, if there is one.
+    /// An HTTP/2 connection with room for another stream. With as many as may be opened, the one that has the fewest:
+    /// the stream then waits for its turn.
     pub fn http2(&self) -> Option<Http2Sender> {
-        self.multiplexed.borrow().clone()
+        let kept = self.multiplexed.borrow();
+        if let Some(sender) = kept.iter().find(|sender| sender.has_room()) {
+            return Some(sender.clone());
+        }
+        let fewest = kept.iter().min_by_key(|sender| sender.open.get());
+        fewest.filter(|_| kept.len() >= MULTIPLEXED_MAX).cloned()
     }
 
-    /// Keeps a new HTTP/2 connection, instead of the one before.
-    pub fn set_http2(&self, sender: Option<Http2Sender>) {
-        *self.multiplexed.borrow_mut() = sender;
+    /// Keeps a new HTTP/2 connection.
+    pub fn add_http2(&self, sender: Http2Sender) {
+        self.multiplexed.borrow_mut().push(sender);
+    }
+
+    /// Forgets the HTTP/2 connections that have ended.
+    pub fn forget_ended(&self) {
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        self.multiplexed.borrow_mut().retain_mut(|sender| {
+            !matches!(sender.sender.poll_ready(&mut context), std::task::Poll::Ready(Err(_)))
+        });
+    }
+
+    /// The server does not take HTTP/1.1 (its ALPN said so).
+    pub fn refuse_http1(&self) {
+        self.refuses_http1.set(true);
+    }
+
+    /// Whether it has refused HTTP/1.1.
+    pub fn is_http1_refused(&self) -> bool {
+        self.refuses_http1.get()
     }
 
     /// What a handshake that offered HTTP/2 has shown.
@@ -121,7 +190,8 @@ impl Origin {
 
     fn sweep(&self) -> bool {
         self.idle.borrow_mut().retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_TIME);
-        self.idle.borrow().is_empty() && self.multiplexed.borrow().is_none()
+        self.forget_ended();
+        self.idle.borrow().is_empty() && self.multiplexed.borrow().is_empty()
     }
 }
 

@@ -1,0 +1,174 @@
+//! Requests over HTTP/1.1: one at a time on each connection, which is kept when its answer has been read.
+
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, Uri, Version, header};
+use http_body::{Body as _, Frame, SizeHint};
+use hyper_util::rt::TokioIo;
+use model::destination::HttpVersion;
+use model::{Code, Failure};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::SendFailure;
+use super::failure::{bad_answer, http1_failure};
+use super::pool::{Http1Sender, Origin};
+use super::send::{Fresh, Sender};
+use crate::protocol::body::{BodyError, WatchedBody};
+use crate::protocol::{Body, facts};
+
+impl Sender<'_> {
+    pub(super) async fn send_http1(&self, mut request: Request<Body>) -> Result<Response<Body>, SendFailure> {
+        to_http1(&mut request);
+        // A kept connection may be closing at this moment; hyper gives the request back if it was not begun.
+        while let Some(sender) = self.origin.take_http1() {
+            match self.try_http1(sender, request).await {
+                Err(SendFailure { unsent: Some(unsent), .. }) => request = *unsent,
+                other => return other,
+            }
+        }
+        match self.open(&[HttpVersion::Http1]).await {
+            Ok(Fresh::Http1(sender)) => self.try_http1(sender, request).await,
+            // A plain destination that is declared to speak HTTP/2.
+            Ok(Fresh::Http2(sender)) => self.send_http2(sender, request).await,
+            Err(failure) => Err(SendFailure { failure, unsent: Some(Box::new(request)), untouched: true }),
+        }
+    }
+
+    pub(super) async fn send_fresh_http1(
+        &self,
+        sender: Http1Sender,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, SendFailure> {
+        to_http1(&mut request);
+        self.try_http1(sender, request).await
+    }
+
+    async fn try_http1(
+        &self,
+        mut sender: Http1Sender,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, SendFailure> {
+        if facts::is_grpc(request.method(), request.headers()) {
+            return Err(Failure::new(Code::GrpcNeedsHttp2, "gRPC is carried over HTTP/2 only").into());
+        }
+        let interim = self.interim.clone();
+        hyper::ext::on_informational(&mut request, move |early| {
+            interim.push(early.status(), early.headers())
+        });
+        let answer = sender.try_send_request(request);
+        let mut answer = match self.in_time(answer).await? {
+            Ok(answer) => answer,
+            Err(mut error) => {
+                let unsent = error.take_message().map(Box::new);
+                return Err(SendFailure {
+                    failure: http1_failure(error.into_error()),
+                    unsent,
+                    untouched: false,
+                });
+            }
+        };
+        if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
+            return Err(bad_answer("the upstream switches protocols, which nobody has asked for").into());
+        }
+        protocols::http::check_answer(answer.headers()).map_err(|e| bad_answer(&e.to_string()))?;
+        answer.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+        Ok(answer.map(|incoming| {
+            let returning = Returning { origin: self.origin.clone(), sender: Some(sender) };
+            let body = Body::from_http1(incoming);
+            if body.is_end_stream() {
+                let _ = returning.give_back();
+                Body::Empty
+            } else {
+                Body::Watched(Box::new(Http1Answer { body, returning: Some(returning) }))
+            }
+        }))
+    }
+}
+
+/// Begins HTTP/1.1 on a new connection.
+pub(super) async fn start_http1(
+    io: impl AsyncRead + AsyncWrite + Unpin + 'static,
+) -> Result<Http1Sender, Failure> {
+    let (sender, connection) = hyper::client::conn::http1::Builder::new()
+        .preserve_header_case(true)
+        .handshake(TokioIo::new(io))
+        .await
+        .map_err(http1_failure)?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "upstream connection ended");
+        }
+    });
+    Ok(sender)
+}
+
+/// Origin-form and Host, as RFC 9112 §3.2.1 asks of a request to a server.
+pub(super) fn to_http1(request: &mut Request<Body>) {
+    if request.version() == Version::HTTP_2 {
+        if !request.headers().contains_key(header::HOST)
+            && let Some(authority) = request.uri().authority()
+            && let Ok(host) = header::HeaderValue::try_from(authority.as_str())
+        {
+            request.headers_mut().insert(header::HOST, host);
+        }
+        // RFC 9113 §8.2.3 lets a client split the cookie field; HTTP/1 wants one.
+        join_cookies(request.headers_mut());
+    }
+    let origin_form = request.uri().path_and_query().map_or("/", |path| path.as_str());
+    if let Ok(uri) = origin_form.parse::<Uri>() {
+        *request.uri_mut() = uri;
+    }
+    *request.version_mut() = Version::HTTP_11;
+}
+
+fn join_cookies(headers: &mut http::HeaderMap) {
+    if headers.get_all(header::COOKIE).iter().nth(1).is_none() {
+        return;
+    }
+    let crumbs: Vec<&[u8]> = headers.get_all(header::COOKIE).iter().map(|value| value.as_bytes()).collect();
+    if let Ok(mut joined) = header::HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        joined.set_sensitive(true);
+        headers.insert(header::COOKIE, joined);
+    }
+}
+
+/// An HTTP/1 connection that goes back to its origin.
+struct Returning {
+    origin: Rc<Origin>,
+    sender: Option<Http1Sender>,
+}
+
+impl Returning {
+    fn give_back(mut self) -> Option<()> {
+        self.origin.put_http1(self.sender.take()?);
+        Some(())
+    }
+}
+
+/// The body of an HTTP/1 answer: gives the connection back at its end. Dropped before that, it closes it.
+struct Http1Answer {
+    body: Body,
+    returning: Option<Returning>,
+}
+
+impl WatchedBody for Http1Answer {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let polled = std::pin::Pin::new(&mut self.body).poll_frame(cx);
+        let ended = matches!(polled, Poll::Ready(None))
+            || (matches!(polled, Poll::Ready(Some(Ok(_)))) && self.body.is_end_stream());
+        if ended && let Some(returning) = self.returning.take() {
+            let _ = returning.give_back();
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

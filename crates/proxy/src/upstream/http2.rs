@@ -1,0 +1,167 @@
+//! Requests over HTTP/2: many at a time on each connection.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::{Request, Response, Uri, Version, header};
+use http_body::{Body as _, Frame, SizeHint};
+use model::destination::HttpVersion;
+use model::{Code, Failure};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
+
+use super::SendFailure;
+use super::failure::http2_failure;
+use super::pool::{Http2Sender, OriginKey, Place};
+use super::send::{Fresh, Sender};
+use crate::protocol::body::{BodyError, WatchedBody};
+use crate::protocol::http2::FRAME_BUDGET;
+use crate::protocol::{Body, pump};
+
+/// HTTP/2 windows towards upstreams, for one stream and for a connection: 64 KiB, the protocol's default, is too small
+/// for bodies.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
+
+impl Sender<'_> {
+    /// A connection with room for a stream: a kept one, or a new one, which may turn out to be HTTP/1.1.
+    pub(super) async fn http2(&self) -> Result<Fresh, Failure> {
+        if let Some(sender) = self.ready_http2().await {
+            return Ok(Fresh::Http2(sender));
+        }
+        let _flight = self.origin.dialling.lock().await;
+        if let Some(sender) = self.ready_http2().await {
+            return Ok(Fresh::Http2(sender));
+        }
+        let fresh = self.open(&[HttpVersion::Http2, HttpVersion::Http1]).await?;
+        if let Fresh::Http2(sender) = &fresh {
+            self.origin.add_http2(sender.clone());
+        }
+        Ok(fresh)
+    }
+
+    /// A kept connection, once it is ready for another stream; those that have ended are forgotten.
+    async fn ready_http2(&self) -> Option<Http2Sender> {
+        loop {
+            match self.origin.http2()?.ready().await {
+                Ok(sender) => return Some(sender),
+                Err(_) => self.origin.forget_ended(),
+            }
+        }
+    }
+
+    pub(super) async fn send_http2(
+        &self,
+        sender: Http2Sender,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, SendFailure> {
+        to_http2(&mut request, &self.origin.key)?;
+        let (parts, body) = request.into_parts();
+        let head = Request::from_parts(parts, ());
+        let ended = body.is_end_stream();
+        let mut sender = sender.ready().await.map_err(failed)?;
+        let place = sender.place();
+        let (mut answer, sink) = sender.sender.send_request(head, ended).map_err(failed)?;
+        let upload = (!ended).then(|| {
+            let task = tokio::task::spawn_local(async move {
+                if let Err(stopped) = pump::pump(body, sink).await {
+                    tracing::debug!(?stopped, "the request's body stopped before its end");
+                }
+            });
+            AbortOnDrop(task.abort_handle())
+        });
+        let interim = self.interim;
+        let answer = std::future::poll_fn(|cx| {
+            // Before the answer itself, which discards them.
+            while let Poll::Ready(Some(Ok(early))) = answer.poll_informational(cx) {
+                interim.push(early.status(), early.headers());
+            }
+            Pin::new(&mut answer).poll(cx)
+        });
+        let answer = self.in_time(answer).await?.map_err(failed)?;
+        Ok(answer.map(|stream| match Body::from_http2(stream) {
+            // The request may still be on its way after the answer's end, so the upload goes with the body.
+            Body::Empty if upload.is_none() => Body::Empty,
+            body => Body::Watched(Box::new(Http2Answer { body, _upload: upload, _place: place })),
+        }))
+    }
+}
+
+/// A stream above the last that GOAWAY names, or one refused with REFUSED_STREAM, has not been looked at
+/// (RFC 9113 §§6.8, 8.7). h2 gives the former with GOAWAY's own reason, to those streams only.
+fn failed(error: h2::Error) -> SendFailure {
+    let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
+    let untouched = error.is_remote()
+        && (refused || (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)));
+    SendFailure { failure: http2_failure(error), unsent: None, untouched }
+}
+
+/// Begins HTTP/2 on a new connection.
+pub(super) async fn start_http2(
+    io: impl AsyncRead + AsyncWrite + Unpin + 'static,
+) -> Result<Http2Sender, Failure> {
+    let (sender, connection) = h2::client::Builder::new()
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(64 * 1024)
+        .enable_push(false)
+        .data_frame_budget(FRAME_BUDGET)
+        .handshake(io)
+        .await
+        .map_err(http2_failure)?;
+    tokio::task::spawn_local(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "upstream connection ended");
+        }
+    });
+    Ok(Http2Sender::new(sender))
+}
+
+/// Scheme and authority in the pseudo-headers, none in Host (RFC 9113 §8.3.1).
+pub(super) fn to_http2(request: &mut Request<Body>, key: &OriginKey) -> Result<(), Failure> {
+    let path = request.uri().path_and_query().cloned();
+    let path = path.unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
+    let scheme = if key.secure { "https" } else { "http" };
+    let authority = if key.port == if key.secure { 443 } else { 80 } {
+        key.host.to_string()
+    } else {
+        format!("{}:{}", key.host, key.port)
+    };
+    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build();
+    *request.uri_mut() = uri.map_err(|e| {
+        Failure::new(Code::MalformedRequest, "the request's target can't be carried").because(e)
+    })?;
+    request.headers_mut().remove(header::HOST);
+    *request.version_mut() = Version::HTTP_2;
+    Ok(())
+}
+
+/// The body of an HTTP/2 answer, with the upload that may still run beside it.
+struct Http2Answer {
+    body: Body,
+    _upload: Option<AbortOnDrop>,
+    _place: Place,
+}
+
+impl WatchedBody for Http2Answer {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+struct AbortOnDrop(AbortHandle);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}

@@ -1,0 +1,165 @@
+//! WebSockets to upstreams: over HTTP/1.1 by an upgrade on a connection of its own, over HTTP/2 by an extended CONNECT
+//! on a connection that others use too.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode};
+use http_body::{Frame, SizeHint};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use model::destination::HttpVersion;
+use model::{Code, Failure};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
+
+use super::SendFailure;
+use super::connect::Link;
+use super::failure::{bad_answer, http1_failure};
+use super::http1::to_http1;
+use super::pool::Http2Sender;
+use super::send::{Fresh, Sender};
+use crate::protocol::body::{BodyError, WatchedBody};
+use crate::protocol::{Body, tunnel, websocket};
+
+/// How long a new connection may take to say whether it knows extended CONNECT.
+const SETTINGS: Duration = Duration::from_secs(1);
+
+trait Io: AsyncRead + AsyncWrite + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
+
+impl Sender<'_> {
+    /// Asks for the tunnel by the application's version where the server can, else by the other. The answer that agrees
+    /// is a 101, whatever the version.
+    pub(super) async fn send_websocket(
+        &self,
+        request: Request<Body>,
+        version: HttpVersion,
+    ) -> Result<Response<Body>, SendFailure> {
+        let over_http2 = self.speaks_only_http2()
+            || (version == HttpVersion::Http2
+                && self
+                    .origin
+                    .http2()
+                    .is_some_and(|kept| kept.sender.is_extended_connect_protocol_enabled()));
+        if over_http2 {
+            return self.extended_connect(request).await;
+        }
+        match Box::pin(self.link(&[HttpVersion::Http1])).await {
+            Ok(Link::Plain(stream)) => self.upgrade(Box::new(stream), request).await,
+            Ok(Link::Tls(stream, _)) => self.upgrade(stream, request).await,
+            Err(_) if self.origin.is_http1_refused() => self.extended_connect(request).await,
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    async fn extended_connect(&self, mut request: Request<Body>) -> Result<Response<Body>, SendFailure> {
+        let Fresh::Http2(sender) = self.http2().await? else {
+            return Err(bad_answer("the server's choice of protocol was not offered").into());
+        };
+        if !knows_extended_connect(&sender).await {
+            let detail = "the destination knows no WebSocket over HTTP/2 (RFC 8441)";
+            return Err(Failure::new(Code::NotCarried, detail).into());
+        }
+        websocket::ask_http2(&mut request);
+        let mut response = self.send_http2(sender, request).await?;
+        if response.status() == StatusCode::OK {
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        }
+        Ok(response)
+    }
+
+    async fn upgrade(
+        &self,
+        io: Box<dyn Io>,
+        mut request: Request<Body>,
+    ) -> Result<Response<Body>, SendFailure> {
+        to_http1(&mut request);
+        let expected = websocket::ask_http1(request.headers_mut());
+        let (parts, up) = request.into_parts();
+        let head = Request::from_parts(parts, Body::Empty);
+        let started = http1::Builder::new().preserve_header_case(true).handshake(TokioIo::new(io)).await;
+        let (mut sender, mut connection) = started.map_err(http1_failure)?;
+        let mut ended = None;
+        let answer = {
+            let mut answer = std::pin::pin!(sender.send_request(head));
+            let both = std::future::poll_fn(|cx| {
+                // The connection moves only while it is polled, and must not be polled after its end.
+                if ended.is_none()
+                    && let Poll::Ready(end) = connection.poll_without_shutdown(cx)
+                {
+                    ended = Some(end);
+                }
+                answer.as_mut().poll(cx)
+            });
+            self.in_time(both).await?.map_err(http1_failure)?
+        };
+        match websocket::agreed_http1(answer.status(), answer.headers(), &expected) {
+            Some(true) => {}
+            Some(false) => return Err(bad_answer("the upstream's handshake is not one of WebSocket").into()),
+            None => {
+                let driver = tokio::task::spawn_local(async move {
+                    let _ = connection.await;
+                });
+                return Ok(answer.map(|body| {
+                    let task = Task(driver.abort_handle());
+                    Body::Watched(Box::new(Kept { body: Body::from_http1(body), _task: task }))
+                }));
+            }
+        }
+        if ended.is_none() {
+            let end = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
+            end.map_err(http1_failure)?;
+        }
+        let parts = connection.into_parts();
+        let (reading, writing) = tokio::io::split(parts.io.into_inner());
+        let upload = tokio::task::spawn_local(tunnel::upload(writing, up));
+        let body = tunnel::downlink(parts.read_buf, reading);
+        let kept = Kept { body, _task: Task(upload.abort_handle()) };
+        let (mut head, _) = answer.into_parts();
+        head.extensions.clear();
+        Ok(Response::from_parts(head, Body::Watched(Box::new(kept))))
+    }
+}
+
+/// Extended CONNECT may be used only after the server's SETTINGS have said so (RFC 8441 §3).
+async fn knows_extended_connect(sender: &Http2Sender) -> bool {
+    let deadline = tokio::time::Instant::now() + SETTINGS;
+    while !sender.sender.is_extended_connect_protocol_enabled() {
+        if tokio::time::Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
+
+/// A body, with the task that it needs beside it.
+struct Kept {
+    body: Body,
+    _task: Task,
+}
+
+struct Task(AbortHandle);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl WatchedBody for Kept {
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        http_body::Body::poll_frame(Pin::new(&mut self.body), cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        http_body::Body::is_end_stream(&self.body)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        http_body::Body::size_hint(&self.body)
+    }
+}

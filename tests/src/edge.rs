@@ -1,0 +1,116 @@
+//! A server with the corners of HTTP that the payments service does not have (`tests/clients/edge-server.mjs`), with the
+//! documents that cover it.
+
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+use serde_json::Value;
+
+use crate::Daemon;
+use crate::daemon::{Probe, Recipe};
+use crate::sandbox::{As, PRIVATE, Place};
+use crate::workload::Workload;
+use crate::world::{COMMAND, World};
+
+/// Its name.
+pub const EDGE: &str = "edge.demo.test";
+
+/// What it has seen, on loopback.
+const SEEN: &str = "http://127.0.0.1:9091/";
+
+/// Covers the server on all its ports, for billing.
+const DOCUMENTS: &str = r"
+apiVersion: countersign.dev/v1alpha1
+kind: Workload
+metadata: { name: billing, namespace: payments }
+spec:
+  selector: { kubernetes.serviceaccount: billing }
+  egress: enforce
+---
+apiVersion: countersign.dev/v1alpha1
+kind: Destination
+metadata: { name: edge, namespace: payments }
+spec: { hosts: [edge.demo.test], ports: [8446, 8447, 8448, 8449] }
+---
+apiVersion: countersign.dev/v1alpha1
+kind: CredentialProvider
+metadata: { name: edge-token, namespace: payments }
+spec: { jwt: { audience: [https://edge.demo.test], ttl: 5m } }
+---
+apiVersion: countersign.dev/v1alpha1
+kind: AccessPolicy
+metadata: { name: billing-edge, namespace: payments }
+spec:
+  workload: billing
+  destination: edge
+  credential: edge-token
+  allow: [{}]
+";
+
+impl World {
+    /// Starts the server and covers it.
+    ///
+    /// # Errors
+    /// If Node is not installed, or the server does not become ready.
+    pub fn start_edge(&mut self) -> anyhow::Result<Daemon> {
+        let sandbox = self.sandbox().clone();
+        sandbox.add_host(EDGE, 20)?;
+        let leaf = self.certificates().server(&[EDGE])?;
+        let directory = format!("{PRIVATE}/{EDGE}");
+        sandbox.private_directory(&directory, 0)?;
+        sandbox.write(format!("{directory}/certificate.pem"), leaf.certificate)?;
+        sandbox.write(format!("{directory}/key.pem"), leaf.key)?;
+        let script = client("edge-server.mjs");
+        let mut edge = Daemon::start(
+            &sandbox,
+            Recipe {
+                name: "edge".to_owned(),
+                client: None,
+                who: As::Root,
+                program: "node",
+                args: vec![script.display().to_string(), directory],
+                probe: Some(Probe { url: SEEN.to_owned(), root: None }),
+            },
+        )?;
+        edge.wait_until_ready()?;
+        self.apply(DOCUMENTS)?;
+        Ok(edge)
+    }
+
+    /// What the edge server has seen.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub fn edge_seen(&self) -> anyhow::Result<Value> {
+        let curl = self.sandbox().command(Place::Service, As::Root, "curl").args(["-sS", SEEN]);
+        let output = curl.output(COMMAND)?;
+        serde_json::from_slice(&output.stdout).with_context(|| format!("no JSON: {output:?}"))
+    }
+}
+
+impl Workload {
+    /// A call to the edge server, at one of its ports.
+    #[must_use]
+    pub fn edge(&self, port: u16, path: &str) -> crate::http::Call {
+        self.curl(&format!("https://{EDGE}:{port}{path}"))
+    }
+
+    /// Runs one of `tests/clients` as the application; its last line is JSON.
+    ///
+    /// # Errors
+    /// If it does not end, or says something else.
+    pub fn script(&self, name: &str, args: &[&str]) -> anyhow::Result<Value> {
+        let program = if name.ends_with(".py") { "python3" } else { "node" };
+        let path = self.sandbox().outside(format!("/tmp/{name}"));
+        std::fs::copy(client(name), &path).with_context(|| path.display().to_string())?;
+        let script = format!("/tmp/{name}");
+        let output = self.application(program).arg(&script).args(args).output(COMMAND)?;
+        let text = output.text();
+        let last = text.lines().last().unwrap_or_default();
+        serde_json::from_str(last).with_context(|| format!("{name} said: {text} {}", output.stderr))
+    }
+}
+
+fn client(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
+}
