@@ -1,18 +1,25 @@
 # The verbs. `make help` lists them.
-.PHONY: help demo test lint build bench fuzz gen deny
+.PHONY: help demo test test-clients clients lint build bench fuzz gen deny
 
 help: ## List the verbs
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 demo: ## Show the main job from end to end, in network namespaces of its own
 	@.ci/tools nft curl
 	cargo build --workspace --bins
 	@cargo run --quiet -p demo
 
-test: lint build deny ## Everything that a change must pass; the closing line sums the tests up
+test: clients lint build deny ## Everything that a change must pass; the closing line sums the tests up
 	.ci/gen --check
 	tests/fuzz/run 5
 	.ci/summary cargo test --workspace --no-fail-fast
+
+test-clients: build ## The real clients, every one that can be installed here
+	tests/clients/setup all
+	.ci/summary cargo test -p tests --test netns -- clients:: dialects::
+
+clients: ## The real clients of a CI run, for the tests
+	tests/clients/setup
 
 lint: ## Format and clippy, without warnings
 	cargo fmt --all --check
