@@ -4,6 +4,7 @@
 
 mod capture;
 mod demo;
+mod dialects;
 mod failures;
 mod kill;
 mod protocols;

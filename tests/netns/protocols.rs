@@ -69,7 +69,7 @@ fn an_upgrade_to_anything_else_is_refused() {
     for protocol in ["h2c, websocket", "TLS/1.0", "foo"] {
         let upgrade = format!("Upgrade: {protocol}");
         let call = billing.edge(BOTH, "/ws").http1().header("Connection: Upgrade").header(&upgrade);
-        refused(&call.send().unwrap(), 501, "CS3010");
+        refused(&call.send().unwrap(), 403, "CS3010");
     }
     assert_eq!(world.edge_seen().unwrap()["requests"].as_array().unwrap().len(), 0);
 }

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod certificates;
+pub mod clients;
 pub mod daemon;
 pub mod edge;
 pub mod footprint;
@@ -17,6 +18,7 @@ pub mod workload;
 pub mod world;
 
 pub use certificates::Certificates;
+pub use clients::Clients;
 pub use daemon::Daemon;
 pub use footprint::Footprint;
 pub use http::{Answer, Call};

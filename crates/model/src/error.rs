@@ -209,10 +209,10 @@ codes! {
     MethodRefused "CS3009" "Method refused" Some(405), "http_request_denied", false, Caller,
         "TRACE would echo the credential to the application.",
         "Use another method.";
-    NotCarried "CS3010" "Not carried" Some(501), "http_request_error", false, Us,
+    NotCarried "CS3010" "Not carried" Some(403), "http_request_denied", false, Us,
         "The request asks for a protocol that the proxy does not carry to a covered destination: CONNECT or an Upgrade.",
         "Say `tls: passthrough` in the Destination if the connection as such is to be judged.";
-    GrpcNeedsHttp2 "CS3011" "gRPC needs HTTP/2" Some(501), "http_protocol_error", false, Caller,
+    GrpcNeedsHttp2 "CS3011" "gRPC needs HTTP/2" Some(403), "http_protocol_error", false, Caller,
         "The call is gRPC, but the application or the destination speaks HTTP/1.1 only; gRPC is never translated down.",
         "Use a gRPC client over HTTP/2; see that the destination offers `h2`, or is declared with `httpVersions: [h2]`.";
 

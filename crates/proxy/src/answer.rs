@@ -7,14 +7,21 @@ use http::{HeaderValue, Response, header};
 use hyper::ext::ReasonPhrase;
 use model::decision::NearMiss;
 use model::{DecisionId, Failure};
+use protocols::answer::{Dialect, Said};
 
 use crate::protocol::Body;
 
-/// The answer that tells the application of a failure. A code without an HTTP status becomes 502: it can only come
-/// from the way to the upstream.
-pub fn answer(failure: &Failure, decision: DecisionId, nearest: &[NearMiss]) -> Response<Body> {
-    let made = protocols::answer::problem(failure.code, &failure.detail, decision, nearest);
-    let mut response = Response::new(Body::Full(made.body));
+/// The answer that tells the application of a failure, in the dialect of its call.
+pub fn answer(
+    dialect: Dialect,
+    failure: &Failure,
+    decision: DecisionId,
+    nearest: &[NearMiss],
+) -> Response<Body> {
+    let said = Said { code: failure.code, detail: &failure.detail, decision, nearest };
+    let made = protocols::answer::answer(dialect, &said);
+    let body = if made.body.is_empty() { Body::Empty } else { Body::Full(made.body) };
+    let mut response = Response::new(body);
     *response.status_mut() = made.status;
     *response.headers_mut() = made.headers;
     // Only HTTP/1 has a reason phrase; h2 ignores the extension.

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use http::request::Parts;
-use http::{Request, Response, StatusCode, header};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
 use model::audit::{CallResult, Intent, Outcome, Refusal, StandingCredential, What};
 use model::decision::NearMiss;
@@ -28,6 +28,7 @@ use model::destination::HttpVersion;
 use model::slice::Egress;
 use model::{Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, Verdict};
 use policy::{Question, Snapshot};
+use protocols::answer::Dialect;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::{Instrument as _, debug_span};
@@ -284,10 +285,11 @@ pub async fn exchange(
     let started = Instant::now();
     let id = DecisionId(rand::random());
     let (parts, body) = request.into_parts();
+    let asker = Asker { dialect: Dialect::of(&parts), head: parts.method == Method::HEAD };
     let begun = Asked { id, started, interim };
     let response = match carry(connection, begun, parts, body).await {
         Ok(response) => response,
-        Err(refused) => refuse(connection, id, *refused),
+        Err(refused) => refuse(connection, id, asker, *refused),
     };
     connection.worker.shared.metrics.answered_after(started.elapsed().as_secs_f64());
     response
@@ -733,11 +735,19 @@ pub fn refuse_unread(connection: &Connection, id: DecisionId, failure: &Failure)
         decision: None,
         recorded: false,
     };
-    let _ = refuse(connection, id, nothing);
+    let _ = refuse(connection, id, Asker { dialect: Dialect::Problem, head: false }, nothing);
+}
+
+/// How an answer of ours is to read.
+#[derive(Clone, Copy)]
+struct Asker {
+    dialect: Dialect,
+    /// The answer to HEAD has no body (RFC 9110 §9.3.2).
+    head: bool,
 }
 
 /// Records a call that is not made, and says why.
-fn refuse(connection: &Connection, id: DecisionId, refused: Refused) -> Response<Body> {
+fn refuse(connection: &Connection, id: DecisionId, asker: Asker, refused: Refused) -> Response<Body> {
     let Refused { failure, facts, method, destination, decision, recorded } = refused;
     connection.worker.shared.metrics.failed(&failure);
     tracing::info!(stage = failure.code.stage().as_str(), code = %failure.code, decision = %id, cause = ?failure.cause, "{failure}");
@@ -765,5 +775,9 @@ fn refuse(connection: &Connection, id: DecisionId, refused: Refused) -> Response
             tracing::warn!(stage = "audit", code = %unrecorded.code, "a refusal could not be recorded: {unrecorded}");
         }
     }
-    answer::answer(&failure, id, &nearest)
+    let mut response = answer::answer(asker.dialect, &failure, id, &nearest);
+    if asker.head {
+        *response.body_mut() = Body::Empty;
+    }
+    response
 }

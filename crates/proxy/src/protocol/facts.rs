@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use http::request::Parts;
-use http::{HeaderMap, Method, header};
+use http::{Method, header};
 use model::request::Action;
 use model::{Code, Failure, HostName, RequestFacts};
-use protocols::http::Host;
+use protocols::http::{Host, is_grpc};
 
 use super::websocket::WebSocket;
 
@@ -66,16 +66,6 @@ fn judged_host(host: &Host, channel: &Channel) -> Result<HostName, Failure> {
             Err(Failure::new(Code::Misdirected, detail))
         }
     }
-}
-
-/// gRPC over HTTP/2: a POST of `application/grpc` with an optional format (gRPC over HTTP2, "Requests"). gRPC-Web is
-/// ordinary HTTP.
-pub fn is_grpc(method: &Method, headers: &HeaderMap) -> bool {
-    let kind = headers.get(header::CONTENT_TYPE).map(header::HeaderValue::as_bytes);
-    method == Method::POST
-        && kind
-            .and_then(|kind| kind.strip_prefix(b"application/grpc"))
-            .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
 fn carried(parts: &Parts) -> Result<(), Failure> {

@@ -11,6 +11,7 @@ use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use model::{Code, DecisionId, Failure};
+use protocols::answer::Dialect;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Body;
@@ -137,5 +138,5 @@ fn unreadable(error: &hyper::Error) -> Failure {
 fn refuse(connection: &Connection, failure: &Failure) -> Vec<u8> {
     let id = DecisionId(rand::random());
     call::refuse_unread(connection, id, failure);
-    answer::as_http1(&answer::answer(failure, id, &[]))
+    answer::as_http1(&answer::answer(Dialect::Problem, failure, id, &[]))
 }

@@ -15,8 +15,8 @@ use super::SendFailure;
 use super::failure::{bad_answer, http1_failure};
 use super::pool::{Http1Sender, Origin};
 use super::send::{Fresh, Sender};
+use crate::protocol::Body;
 use crate::protocol::body::{BodyError, WatchedBody};
-use crate::protocol::{Body, facts};
 
 impl Sender<'_> {
     pub(super) async fn send_http1(&self, mut request: Request<Body>) -> Result<Response<Body>, SendFailure> {
@@ -50,7 +50,7 @@ impl Sender<'_> {
         mut sender: Http1Sender,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, SendFailure> {
-        if facts::is_grpc(request.method(), request.headers()) {
+        if protocols::http::is_grpc(request.method(), request.headers()) {
             return Err(Failure::new(Code::GrpcNeedsHttp2, "gRPC is carried over HTTP/2 only").into());
         }
         let interim = self.interim.clone();
