@@ -7,7 +7,9 @@ mod demo;
 mod dialects;
 mod failures;
 mod kill;
+mod passage;
 mod protocols;
+mod redirect;
 mod sandbox;
 mod service;
 mod story;
@@ -39,7 +41,7 @@ fn collect(value: &Value, kind: &str, found: &mut Vec<Value>) {
 
 /// Waits until something is so.
 #[track_caller]
-fn eventually(within: Duration, is_so: impl Fn() -> bool) {
+fn eventually(within: Duration, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + within;
     while !is_so() {
         assert!(Instant::now() < deadline, "not within {} s", within.as_secs());

@@ -163,16 +163,17 @@ impl Workload {
         self.sandbox.read(format!("{}/token", self.directory()))
     }
 
-    /// Starts its proxy and waits until it is ready.
+    /// Installs the redirect, starts its proxy and waits until that is ready: the order of a pod.
     ///
     /// # Errors
     /// If it does not become ready.
     pub fn start_proxy(&mut self) -> anyhow::Result<()> {
+        self.redirect()?;
         self.launch_proxy()?;
         self.proxy().wait_until_ready()
     }
 
-    /// Starts its proxy; it may never become ready.
+    /// Starts its proxy; it may never become ready, and does not as long as nothing is redirected to it.
     ///
     /// # Errors
     /// If it can't be started.
@@ -217,12 +218,20 @@ impl Workload {
     /// # Errors
     /// If it fails.
     pub fn redirect(&self) -> anyhow::Result<String> {
+        self.redirect_with(&[])
+    }
+
+    /// The same with more arguments of `capture install`.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn redirect_with(&self, more: &[&str]) -> anyhow::Result<String> {
         let uid = self.proxy_uid().to_string();
         let exempt = match self.sandbox.mode() {
             Mode::Root => ["--proxy-uid", &uid],
             Mode::Rootless => ["--proxy-mark", MARK],
         };
-        self.capture(&[&["install", "--proxy-port", PROXY_PORT], &exempt[..]].concat())
+        self.capture(&[&["install", "--proxy-port", PROXY_PORT], &exempt[..], more].concat())
     }
 
     /// Runs `countersign-proxy capture`.

@@ -293,7 +293,6 @@ impl World {
     pub fn billing(&mut self) -> anyhow::Result<Workload> {
         let mut billing = self.workload("billing", Evidence::billing())?;
         billing.start_proxy()?;
-        billing.redirect()?;
         Ok(billing)
     }
 

@@ -620,6 +620,10 @@ impl Administration for Admin {
         self.author(&request)?;
         let grants = self.store.live_grants(None, now()).await.map_err(failed)?;
         let proxies = self.proxies.all().into_iter().map(|state| v1::ProxyStatus {
+            egress: state.egress.as_str().to_owned(),
+            redirect: state.redirect.state.as_str().to_owned(),
+            not_carried: state.redirect.shortfall(state.egress).unwrap_or_default().to_owned(),
+            left_out: state.redirect.note(state.egress).unwrap_or_default().to_owned(),
             grants: u32::try_from(grants.iter().filter(|grant| grant.instance == state.instance).count())
                 .unwrap_or(u32::MAX),
             caller: state.caller.to_string(),
@@ -705,6 +709,7 @@ fn wanted(request: &v1::AuditRequest, event: &Event) -> bool {
         What::StandingCredential(standing) => Some(&standing.caller),
         What::Issued(issued) => Some(&issued.caller),
         What::Attested(attested) => attested.caller.as_ref(),
+        What::Redirect(seen) => seen.caller.as_ref(),
         // An outcome belongs to its intent, which was looked at before.
         What::Outcome(_) | What::Administration(_) | What::Gap(_) => None,
     };
@@ -716,6 +721,7 @@ fn wanted(request: &v1::AuditRequest, event: &Event) -> bool {
         What::Refusal(_) => true,
         What::Attested(attested) => attested.refused.is_some(),
         What::Issued(issued) => issued.refused.is_some(),
+        What::Redirect(seen) => seen.code.is_some(),
         _ => false,
     };
     caller_fits && (!request.denied_only || denied)

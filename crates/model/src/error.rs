@@ -169,6 +169,15 @@ codes! {
     ForbiddenAddress "CS1002" "Address refused" Some(403), "destination_ip_prohibited", false, Operator,
         "A covered call would go to a loopback, link-local or metadata address, or to one of the proxy's own ports.",
         "List the address in the Destination if it is meant; the proxy's own ports are always refused.";
+    RedirectGone "CS1003" "Redirect is gone" None, "-", false, Operator,
+        "The rules that send the workload's connections to the proxy are not there, or not for both IPv4 and IPv6: calls go around it.",
+        "Find out who removed them, and reinstall them with `countersign-proxy capture install`.";
+    RedirectLoop "CS1004" "Redirect catches the proxy" None, "-", false, Operator,
+        "The rules send the proxy's own connections back to it, so it carries nothing.",
+        "Reinstall them with the UID that the proxy runs as, or with its mark.";
+    UidShared "CS1005" "Another process has the proxy's UID" None, "-", false, Operator,
+        "A process that is not the proxy runs with its UID, so the redirect exempts it too: its calls go around the proxy.",
+        "Give the proxy a UID of its own, and the application another.";
 
     // 2: tls
     BadClientHello "CS2001" "Not a TLS handshake" None, "-", false, Caller,

@@ -48,6 +48,7 @@ use crate::protocol::rewind::Rewind;
 use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, head, http1, http2};
 use crate::rewrite;
+use crate::splice::reset;
 use crate::tls::{self, Opening};
 use crate::upstream::pool::{Origin, OriginKey};
 use crate::upstream::send::Sender;
@@ -78,41 +79,45 @@ pub async fn connection(worker: &Rc<Worker>, captured: Captured) {
     if let Some(caller) = &caller {
         worker.watch(caller);
     }
-    let snapshot = caller.as_ref().and_then(|caller| caller.snapshot());
     let mut first = BytesMut::with_capacity(4096);
-    let opening = open(worker, snapshot.as_deref(), &mut stream, &mut first, original);
-    let Some(opening) = opening.instrument(debug_span!("tls")).await else {
+    let opening = open(worker, caller.as_ref(), &mut stream, &mut first, original);
+    let Some((opening, dialled)) = opening.instrument(debug_span!("tls")).await else {
         return;
     };
-    let begun = Begun { worker: worker.clone(), caller, original, stream, first };
+    // The application may have taken hours for its first byte: what counts is the policy of now.
+    let snapshot = caller.as_ref().and_then(|caller| caller.snapshot());
+    let begun = Begun { worker: worker.clone(), caller, original, stream, dialled, first };
     match snapshot {
         None => begun.without_policy(opening).await,
         Some(snapshot) => begun.routed(&snapshot, opening).await,
     }
 }
 
-/// Reads how the connection begins. `None` if it is over: it broke, or a server spoke first and it was carried.
+/// Reads how the connection begins, and says whether the address has been dialled meanwhile. `None` if it is over: it
+/// broke, or a server spoke first and it was carried.
 async fn open(
     worker: &Rc<Worker>,
-    snapshot: Option<&Snapshot>,
+    caller: Option<&Arc<CallerState>>,
     stream: &mut TcpStream,
     first: &mut BytesMut,
     original: OriginalDestination,
-) -> Option<Opening> {
+) -> Option<(Opening, Option<TcpStream>)> {
     let patience = worker.shared.limits.head;
-    let may_wait_for_server = snapshot.is_some_and(|snapshot| {
-        matches!(route_unknown(snapshot, original.0), Route::Pass | Route::Connection(_))
-    });
-    let first_patience = if may_wait_for_server { SILENCE } else { patience };
-    let opening = tls::peek(stream, first, first_patience).await.ok()?;
-    match opening {
-        Opening::Closed => None,
-        Opening::Silent if may_wait_for_server => {
-            passage::server_first(worker, stream, first, original).await
-        }
-        Opening::Silent => None,
-        known => Some(known),
+    let may_wait_for_server = caller.is_some_and(|caller| passage::server_may_speak(caller, original));
+    let mut dialled = None;
+    if !may_wait_for_server {
+        tokio::time::timeout(patience, tls::first_bytes(stream, first)).await.ok()?.ok()?;
+    } else if let Ok(spoke) = tokio::time::timeout(SILENCE, tls::first_bytes(stream, first)).await {
+        spoke.ok()?;
+    } else {
+        dialled = passage::server_first(worker, caller?, stream, first, original).await?;
     }
+    let may_be_covered = caller
+        .and_then(|caller| caller.snapshot())
+        .is_none_or(|snapshot| passage::may_be_covered(&snapshot, original.0.port()));
+    // Where nothing can be covered nothing has to be recognised: what stops in the middle waits for the server.
+    let patience = if may_wait_for_server && !may_be_covered { SILENCE } else { patience };
+    Some((tls::peek(stream, first, patience).await.ok()?, dialled))
 }
 
 /// A connection whose first bytes have been read.
@@ -121,6 +126,7 @@ struct Begun {
     caller: Option<Arc<CallerState>>,
     original: OriginalDestination,
     stream: TcpStream,
+    dialled: Option<TcpStream>,
     first: BytesMut,
 }
 
@@ -134,7 +140,7 @@ impl Begun {
                 let failure = Failure::new(Code::NoSnapshot, "no policy has been received yet");
                 self.worker.shared.metrics.failed(&failure);
                 passage::refuse(&self.worker, self.caller.as_deref(), None, self.original, &failure);
-                tls::reset(self.stream);
+                reset(&self.stream);
             }
         }
     }
@@ -159,7 +165,14 @@ impl Begun {
             Opening::Http1 => {
                 let host =
                     head::host(&mut self.stream, &mut self.first, self.worker.shared.limits.head).await;
+                // A head that never ends names no host, but a policy may cover what it was going to name.
+                let unfinished = host.is_none() && !head::is_complete(&self.first);
                 match route_http(snapshot, host.as_ref(), self.original.0) {
+                    Route::Pass
+                        if unfinished && passage::may_be_covered(snapshot, self.original.0.port()) =>
+                    {
+                        self.requests_in_clear(&Opening::Http1).await;
+                    }
                     Route::Requests | Route::Refuse(_) => self.requests_in_clear(&Opening::Http1).await,
                     route => self.carried(route, host.map(|h| h.to_string()), "http").await,
                 }
@@ -171,7 +184,11 @@ impl Begun {
                 }
                 _ => self.requests_in_clear(&Opening::Http2).await,
             },
-            Opening::Unknown | Opening::Silent | Opening::Closed => {
+            // Half a ClientHello names nobody, but a policy may cover what it was going to name.
+            Opening::Unfinished if passage::may_be_covered(snapshot, self.original.0.port()) => {
+                self.carried(Route::Refuse(Code::BadClientHello), None, "tls").await;
+            }
+            Opening::Unknown | Opening::Unfinished => {
                 let route = route_unknown(snapshot, self.original.0);
                 self.carried(route, None, "tcp").await;
             }
@@ -180,10 +197,10 @@ impl Begun {
 
     /// Carries the connection as such, or closes it.
     async fn carried(self, route: Route, name: Option<String>, protocol: &'static str) {
-        let Self { worker, caller, original, stream, first } = self;
+        let Self { worker, caller, original, stream, dialled, first } = self;
         let Some(caller) = caller else { return };
-        passage::carry(&worker, &caller, route, passage::Passing { original, stream, first, name, protocol })
-            .await;
+        let passing = passage::Passing { original, stream, dialled, first, name, protocol };
+        passage::carry(&worker, &caller, route, passing).await;
     }
 
     async fn requests_in_clear(self, opening: &Opening) {

@@ -1,11 +1,13 @@
 //! Settings of the proxy, each declared once: flag, environment variable and configuration key have one name.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::telemetry::Format;
+
+use crate::capture::rules::Other;
 
 /// The data plane: catches a workload's outbound calls, proves what it is, and puts in a credential made for the call.
 ///
@@ -97,6 +99,10 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_PROXY_LISTEN_PORT", value_name = "PORT", default_value_t = 15001)]
     pub listen_port: u16,
 
+    /// Whether connections come by a redirect. If so the proxy is not ready while that is gone.
+    #[arg(long, env = "COUNTERSIGN_PROXY_REDIRECT", value_enum, default_value_t = Redirected::Expected)]
+    pub redirect: Redirected,
+
     /// Mark on the proxy's own sockets (SO_MARK), where it may set one; else its UID exempts it from the redirect.
     #[arg(long, env = "COUNTERSIGN_PROXY_MARK", value_name = "N")]
     pub mark: Option<u32>,
@@ -176,6 +182,15 @@ pub enum OnFull {
     Drop,
 }
 
+/// How connections come to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Redirected {
+    /// By the rules that `capture install` makes; their absence is an error.
+    Expected,
+    /// There are none: applications name the proxy themselves.
+    None,
+}
+
 /// The kinds of evidence that a proxy can gather.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum EvidenceKind {
@@ -224,25 +239,41 @@ pub struct Redirect {
     #[arg(long, value_name = "N")]
     pub proxy_mark: Option<u32>,
 
-    /// Networks that are not redirected.
+    /// Networks that are not captured.
     #[arg(long, value_name = "CIDR")]
     pub exclude_cidr: Vec<ipnet::IpNet>,
 
-    /// Networks that are redirected, instead of all.
+    /// Networks that are captured, instead of all.
     #[arg(long, value_name = "CIDR")]
     pub include_cidr: Vec<ipnet::IpNet>,
 
-    /// Ports that are not redirected.
+    /// Ports that are not captured, of TCP and UDP.
     #[arg(long, value_name = "PORT")]
     pub exclude_port: Vec<u16>,
 
-    /// Ports that are redirected, instead of all.
+    /// TCP ports that are captured, instead of all.
     #[arg(long, value_name = "PORT")]
     pub include_port: Vec<u16>,
 
-    /// UIDs whose connections are not redirected.
+    /// UIDs whose connections are not captured.
     #[arg(long, value_name = "UID")]
     pub exclude_uid: Vec<u32>,
+
+    /// UIDs whose connections are captured, instead of all.
+    #[arg(long, value_name = "UID")]
+    pub include_uid: Vec<u32>,
+
+    /// What happens to what is not TCP. UDP port 443 (QUIC) is rejected either way, so that clients fall back to TCP.
+    #[arg(long, value_enum, default_value_t = Other::Pass)]
+    pub other: Other,
+
+    /// Resolver to which DNS goes although the rest is rejected; those of /etc/resolv.conf unless given.
+    #[arg(long, value_name = "ADDR")]
+    pub resolver: Vec<IpAddr>,
+
+    /// Reject calls to the clouds' metadata services.
+    #[arg(long)]
+    pub reject_metadata: bool,
 }
 
 impl Settings {

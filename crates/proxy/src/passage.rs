@@ -1,5 +1,6 @@
 //! Connections that are not opened: carried untouched, or refused as a whole.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,8 +16,8 @@ use crate::caller::CallerState;
 use crate::capture::accept::OriginalDestination;
 use crate::exchange::{Judge, Open};
 use crate::policy::{Route, uncovered};
-use crate::splice::splice;
-use crate::tls::{self, Opening};
+use crate::splice::{Carried, reset, splice};
+use crate::tls;
 use crate::upstream::connect;
 use crate::worker::{Worker, now};
 
@@ -26,6 +27,8 @@ pub struct Passing {
     pub original: OriginalDestination,
     /// The application's side.
     pub stream: TcpStream,
+    /// The other side, if that was dialled already to hear whether it speaks first.
+    pub dialled: Option<TcpStream>,
     /// What was read of it.
     pub first: BytesMut,
     /// The name that it gave.
@@ -34,85 +37,180 @@ pub struct Passing {
     pub protocol: &'static str,
 }
 
-/// Whether a policy may cover something at this port that is called without TLS.
+/// Whether a policy may cover something at this port.
 pub fn may_be_covered(snapshot: &Snapshot, port: u16) -> bool {
     snapshot.slice().destinations.iter().any(|destination| destination.ports.contains(&port))
 }
 
-/// Gives a server the chance to speak first to an application that waits for it.
-///
-/// Dials where the application dialled. If the server speaks, the connection is carried and this returns `None`; if
-/// the application does, it is judged as ever.
-pub async fn server_first(
-    worker: &Rc<Worker>,
-    stream: &mut TcpStream,
-    first: &mut BytesMut,
-    original: OriginalDestination,
-) -> Option<Opening> {
-    let limits = &worker.shared.limits;
-    let dialled = connect::dial(&[original.0], &worker.shared.socket, limits.patience.connect).await;
-    let Ok((mut upstream, _)) = dialled else {
-        // It may still speak, and then gets its answer from where it is judged.
-        return tls::peek(stream, first, limits.head).await.ok();
-    };
-    let application_spoke = tokio::select! {
-        opening = tls::peek(stream, first, limits.head) => Some(opening.ok()?),
-        readable = upstream.readable() => {
-            readable.ok()?;
-            None
-        }
-    };
-    match application_spoke {
-        // Both stay silent: it is the server's turn, for as long as it likes.
-        None | Some(Opening::Silent) => {
-            let caller = worker.shared.callers.at_accept()?;
-            let snapshot = caller.snapshot()?;
-            let route = crate::policy::route_unknown(&snapshot, original.0);
-            let placeholder = std::mem::take(first);
-            let passing = Described { original, name: None, protocol: "tcp" };
-            spliced(worker, &caller, route, &passing, stream, &mut upstream, placeholder).await;
-            None
-        }
-        Some(opening) => Some(opening),
+/// Whether the address may be dialled before the application has said anything: nothing covers it, or what does is a
+/// connection that a policy allows.
+pub fn server_may_speak(caller: &Arc<CallerState>, original: OriginalDestination) -> bool {
+    let Some(snapshot) = caller.snapshot() else { return false };
+    let route = crate::policy::route_unknown(&snapshot, original.0);
+    let unnamed = Described { original, name: None, protocol: "tcp" };
+    match route {
+        Route::Pass => true,
+        Route::Connection(_) => judge(caller.clone(), &route, &unnamed)(now()).is_ok(),
+        Route::Requests | Route::Refuse(_) => false,
     }
 }
 
-/// Carries a connection as the route says, or closes it.
-pub async fn carry(worker: &Rc<Worker>, caller: &Arc<CallerState>, route: Route, passing: Passing) {
-    let Passing { original, mut stream, first, name, protocol } = passing;
-    let addresses = match (&route, &name) {
-        (Route::Refuse(code), _) => {
-            let failure =
-                Failure::new(*code, format!("{} is not carried", target(original, name.as_deref())));
-            refuse(worker, Some(caller), name.as_deref(), original, &failure);
-            worker.shared.metrics.failed(&failure);
-            tls::reset(stream);
-            return;
-        }
-        // What is covered goes to the name that was judged, what is not to where the application dialled.
-        (Route::Connection(destination), Some(name)) => {
-            match judged_addresses(worker, name, destination, original).await {
-                Ok(addresses) => addresses,
-                Err(failure) => {
-                    refuse(worker, Some(caller), Some(name), original, &failure);
-                    worker.shared.metrics.failed(&failure);
-                    return;
-                }
+/// Gives a server the chance to speak first to an application that waits for it.
+///
+/// Dials where the application dialled. If the application speaks after all, it is judged as ever, and this returns the
+/// connection that was dialled, so that the server sees only one. If the server speaks, or ends, the connection is
+/// carried and this returns `None`; as long as both are silent it waits for either.
+pub async fn server_first(
+    worker: &Rc<Worker>,
+    caller: &Arc<CallerState>,
+    stream: &mut TcpStream,
+    first: &mut BytesMut,
+    original: OriginalDestination,
+) -> Option<Option<TcpStream>> {
+    let limits = &worker.shared.limits;
+    let dialled = connect::dial(&[original.0], &worker.shared.socket, limits.patience.connect).await;
+    let upstream = match dialled {
+        Ok((upstream, _)) => upstream,
+        Err(failure) => {
+            let snapshot = caller.snapshot()?;
+            if !may_be_covered(&snapshot, original.0.port()) {
+                worker.shared.metrics.failed(&failure);
+                reset(stream);
+                return None;
             }
+            // It may still speak, and then gets its answer from where it is judged.
+            tokio::time::timeout(limits.head, tls::first_bytes(stream, first)).await.ok()?.ok()?;
+            return Some(None);
         }
-        _ => vec![original.0],
     };
-    let patience = worker.shared.limits.patience.connect;
-    match connect::dial(&addresses, &worker.shared.socket, patience).await {
-        Ok((mut upstream, _)) => {
-            let described = Described { original, name, protocol };
-            spliced(worker, caller, route, &described, &mut stream, &mut upstream, first).await;
+    tokio::select! {
+        spoke = tls::first_bytes(stream, first) => {
+            spoke.ok()?;
+            return Some(Some(upstream));
         }
+        readable = upstream.readable() => readable.ok()?,
+    }
+    let snapshot = caller.snapshot()?;
+    let route = crate::policy::route_unknown(&snapshot, original.0);
+    let described = Described { original, name: None, protocol: "tcp" };
+    let dialled = Some(upstream);
+    carried(worker, caller, route, described, stream, dialled, std::mem::take(first)).await;
+    None
+}
+
+/// Carries a connection as the route says, or resets it.
+pub async fn carry(worker: &Rc<Worker>, caller: &Arc<CallerState>, route: Route, passing: Passing) {
+    let Passing { original, stream, dialled, first, name, protocol } = passing;
+    let described = Described { original, name, protocol };
+    carried(worker, caller, route, described, &stream, dialled, first).await;
+}
+
+/// Judges, records, dials and carries, in this order; what is not carried to its end is reset, so that it does not look
+/// as if it had been.
+async fn carried(
+    worker: &Rc<Worker>,
+    caller: &Arc<CallerState>,
+    route: Route,
+    passing: Described,
+    stream: &TcpStream,
+    dialled: Option<TcpStream>,
+    first: BytesMut,
+) {
+    let id = DecisionId(rand::random());
+    let started = Instant::now();
+    let judge = judge(caller.clone(), &route, &passing);
+    let judged =
+        judge(now()).and_then(|valid_until| Ok((valid_until, record(worker, caller, &route, &passing, id)?)));
+    let (valid_until, recorded) = match judged {
+        Ok(judged) => judged,
         Err(failure) => {
             worker.shared.metrics.failed(&failure);
+            refuse(worker, Some(caller), passing.name.as_deref(), passing.original, &failure);
+            reset(stream);
+            return;
+        }
+    };
+    let open = Rc::new(Open::default());
+    let _registration = worker.register.enter(open.clone(), valid_until, judge);
+    let carried = Carried::default();
+    let ended = open.unless_cut(through(worker, &route, &passing, stream, dialled, first, &carried)).await;
+    let (result, code) = match ended {
+        Ok(Ok(())) => (CallResult::Completed, None),
+        Ok(Err(Ended::Unreached(failure))) => {
+            worker.shared.metrics.failed(&failure);
             tracing::debug!(stage = "upstream", code = %failure.code, "{failure}");
+            (CallResult::Failed, Some(failure.code))
+        }
+        Ok(Err(Ended::Broken)) => (CallResult::Aborted, None),
+        Err(code) => {
+            worker.shared.metrics.cut(code);
+            (CallResult::Cut, Some(code))
+        }
+    };
+    if result != CallResult::Completed {
+        reset(stream);
+    }
+    let Some(open_call) = recorded else { return };
+    open_call.finish(Outcome {
+        decision: id,
+        result,
+        status: None,
+        code,
+        bytes_up: carried.up.get(),
+        bytes_down: carried.down.get(),
+        duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+    });
+}
+
+/// Why a connection was not carried to its end.
+enum Ended {
+    /// The other side could not be dialled.
+    Unreached(Failure),
+    /// One of the two sides broke.
+    Broken,
+}
+
+/// Dials, unless that was done, and carries.
+async fn through(
+    worker: &Worker,
+    route: &Route,
+    passing: &Described,
+    stream: &TcpStream,
+    dialled: Option<TcpStream>,
+    first: BytesMut,
+    carried: &Carried,
+) -> Result<(), Ended> {
+    // What is covered goes to the name that was judged, what is not to where the application dialled.
+    let upstream = match (route, &passing.name, dialled) {
+        (Route::Connection(destination), Some(name), _) => {
+            let addresses = judged_addresses(worker, name, destination, passing.original).await;
+            dial(worker, &addresses.map_err(Ended::Unreached)?).await?
+        }
+        (_, _, Some(dialled)) => dialled,
+        _ => dial(worker, &[passing.original.0]).await?,
+    };
+    worker.shared.metrics.passed();
+    let guard = ResetUnlessDone(&upstream, Cell::new(false));
+    splice(stream, &upstream, first, carried).await.map_err(|_| Ended::Broken)?;
+    guard.1.set(true);
+    Ok(())
+}
+
+/// Resets the other side too when the connection breaks or is cut in the middle.
+struct ResetUnlessDone<'a>(&'a TcpStream, Cell<bool>);
+
+impl Drop for ResetUnlessDone<'_> {
+    fn drop(&mut self) {
+        if !self.1.get() {
+            reset(self.0);
         }
     }
+}
+
+async fn dial(worker: &Worker, addresses: &[std::net::SocketAddr]) -> Result<TcpStream, Ended> {
+    let patience = worker.shared.limits.patience.connect;
+    let dialled = connect::dial(addresses, &worker.shared.socket, patience).await;
+    dialled.map(|(upstream, _)| upstream).map_err(Ended::Unreached)
 }
 
 async fn judged_addresses(
@@ -131,50 +229,6 @@ struct Described {
     original: OriginalDestination,
     name: Option<String>,
     protocol: &'static str,
-}
-
-/// Judges once more what was judged before dialling, records it, and carries it until it ends or is cut.
-async fn spliced(
-    worker: &Rc<Worker>,
-    caller: &Arc<CallerState>,
-    route: Route,
-    passing: &Described,
-    stream: &mut TcpStream,
-    upstream: &mut TcpStream,
-    first: BytesMut,
-) {
-    let id = DecisionId(rand::random());
-    let started = Instant::now();
-    let judge = judge(caller.clone(), &route, passing);
-    let (valid_until, recorded) = match judge(now()).and_then(|valid_until| {
-        record(worker, caller, &route, passing, id).map(|recorded| (valid_until, recorded))
-    }) {
-        Ok(judged) => judged,
-        Err(failure) => {
-            worker.shared.metrics.failed(&failure);
-            refuse(worker, Some(caller), passing.name.as_deref(), passing.original, &failure);
-            return;
-        }
-    };
-    worker.shared.metrics.passed();
-    let open = Rc::new(Open::default());
-    let _registration = worker.register.enter(open.clone(), valid_until, judge);
-    let ended = open.unless_cut(splice(stream, upstream, first)).await;
-    let Some(open_call) = recorded else { return };
-    let (result, code, bytes) = match ended {
-        Ok(Ok(bytes)) => (CallResult::Completed, None, bytes),
-        Ok(Err(_)) => (CallResult::Aborted, None, (0, 0)),
-        Err(code) => (CallResult::Cut, Some(code), (0, 0)),
-    };
-    open_call.finish(Outcome {
-        decision: id,
-        result,
-        status: None,
-        code,
-        bytes_up: bytes.0,
-        bytes_down: bytes.1,
-        duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-    });
 }
 
 /// Whether the connection may (still) be carried.
@@ -198,6 +252,11 @@ fn judge(caller: Arc<CallerState>, route: &Route, passing: &Described) -> Judge 
                     Verdict::Deny { code, reason } => Err(Failure::new(*code, reason.clone())),
                 }
             })
+        }
+        Route::Refuse(code) => {
+            let failure =
+                (*code, format!("{} is not carried", target(passing.original, passing.name.as_deref())));
+            Box::new(move |_| Err(Failure::new(failure.0, failure.1.clone())))
         }
         _ => Box::new(move |_| match caller.snapshot().map(|snapshot| uncovered(&snapshot)) {
             Some(Route::Refuse(code)) => Err(Failure::new(code, "the connection may no longer pass")),

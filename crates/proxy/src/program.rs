@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use model::redirect::RedirectState;
 use prometheus::Registry;
 use service::health::{self, Readiness};
 use service::telemetry;
@@ -12,7 +13,8 @@ use crate::audit::Audit;
 use crate::authority::{self, Authority};
 use crate::caller::{CallerState, Callers};
 use crate::capture::accept;
-use crate::config::{OnFull, Settings};
+use crate::capture::sentinel::{self, Watchman};
+use crate::config::{OnFull, Redirected, Settings};
 use crate::credential;
 use crate::metrics::Metrics;
 use crate::session::{self, Session};
@@ -54,12 +56,14 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     let (cache, orders) = credential::cache();
     let cache = Arc::new(cache);
     let caller = Arc::new(CallerState::new(cache.clone()));
+    let (found, redirect) = tokio::sync::watch::channel(redirect_at_start(settings));
     let session = Session::new(
         session::run::config(settings, &state)?,
         caller.clone(),
         state,
         audit.clone(),
         log.clone(),
+        redirect,
         &registry,
     )?;
     let (drain, watch) = service::drain::new();
@@ -74,10 +78,25 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         own_ports: [settings.listen_port, settings.health.port()].into(),
         metrics: Metrics::new(&registry)?,
         drain: watch,
+        sentinel: Arc::default(),
     });
+    let watchman = Watchman {
+        sentinel: shared.sentinel.clone(),
+        socket: shared.socket,
+        found,
+        audit: audit.clone(),
+        caller: caller.clone(),
+        readiness: readiness.clone(),
+        metrics: sentinel::Metrics::new(&registry, shared.metrics.clone())?,
+    };
+    let redirect_missing = readiness.block(sentinel::BLOCKER_GONE);
     let health = tokio::spawn(health::serve(settings.health, readiness.clone(), registry));
     let workers = start_workers(settings, &shared)?;
     drop(workers_missing);
+    match settings.redirect {
+        Redirected::Expected => drop(tokio::spawn(watchman.run(redirect_missing))),
+        Redirected::None => drop(redirect_missing),
+    }
     tokio::spawn(orders.serve(cache, session.clone()));
     tokio::spawn(session.run());
     tokio::spawn(log.serve_signals());
@@ -103,6 +122,15 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     }
     tracing::info!(pending = audit.pending(), "stopped");
     Ok(())
+}
+
+/// What is known of the redirect before anybody has looked.
+fn redirect_at_start(settings: &Settings) -> model::redirect::Redirect {
+    let state = match settings.redirect {
+        Redirected::Expected => RedirectState::Unknown,
+        Redirected::None => RedirectState::Unused,
+    };
+    model::redirect::Redirect { state, ..Default::default() }
 }
 
 fn limits(settings: &Settings) -> Limits {

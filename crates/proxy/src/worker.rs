@@ -17,7 +17,8 @@ use crate::audit::Audit;
 use crate::authority::Authority;
 use crate::call;
 use crate::caller::{CallerState, Callers};
-use crate::capture::accept;
+use crate::capture::accept::{self, Captured};
+use crate::capture::sentinel::{self, Sentinel};
 use crate::exchange::Register;
 use crate::metrics::Metrics;
 use crate::socket::SocketOptions;
@@ -49,6 +50,8 @@ pub struct Shared {
     pub metrics: Metrics,
     /// Told to drain.
     pub drain: service::drain::Watch,
+    /// Answers the proxy's own look for the redirect.
+    pub sentinel: Arc<Sentinel>,
 }
 
 /// Bounds on what one peer can make us hold or wait for.
@@ -75,6 +78,9 @@ pub struct Limits {
 /// Connections over the limit that still get an answer.
 const TOLD_MAX: usize = 32;
 
+/// Connections to a sentinel at a time: the proxy makes eight, an application has nothing to look for there.
+const HEARD_MAX: usize = 256;
+
 /// One worker's own state.
 pub struct Worker {
     /// What all workers share.
@@ -88,6 +94,7 @@ pub struct Worker {
     /// Exchanges that are open.
     pub register: Rc<Register>,
     connections: Cell<usize>,
+    heard: Cell<usize>,
     watched: RefCell<HashSet<usize>>,
 }
 
@@ -103,6 +110,7 @@ impl Worker {
             resolver: Resolver::new(shared.own_ports.clone())?,
             register: Rc::default(),
             connections: Cell::new(0),
+            heard: Cell::new(0),
             watched: RefCell::default(),
             shared,
         }))
@@ -134,22 +142,39 @@ impl Worker {
                     continue;
                 }
             };
-            // Up to a few more are told why; past that there is no room to say so.
-            if self.connections.get() >= self.shared.limits.connections + TOLD_MAX {
-                self.shared.metrics.connection_refused();
-                continue;
-            }
             match tracing::debug_span!("capture").in_scope(|| accept::captured(stream, peer)) {
-                Ok(captured) => {
-                    let held = Held::new(self.clone());
-                    tokio::task::spawn_local(async move { call::connection(&held.0, captured).await });
-                }
+                Ok(captured) if sentinel::is_sentinel(captured.original) => self.hear(captured),
+                Ok(captured) => self.begin(captured),
                 Err(failure) => {
                     self.shared.metrics.failed(&failure);
                     tracing::warn!(stage = "capture", code = %failure.code, %peer, "{failure}");
                 }
             }
         }
+    }
+
+    fn begin(self: &Rc<Self>, captured: Captured) {
+        // Up to a few more are told why; past that there is no room to say so.
+        let is_full = self.connections.get() >= self.shared.limits.connections + TOLD_MAX;
+        if is_full || self.shared.sentinel.loops() {
+            self.shared.metrics.connection_refused();
+            return;
+        }
+        let held = Held::new(self.clone());
+        tokio::task::spawn_local(async move { call::connection(&held.0, captured).await });
+    }
+
+    /// Not counted among the connections: it is the proxy's own, or over in a second.
+    fn hear(self: &Rc<Self>, captured: Captured) {
+        if self.heard.get() >= HEARD_MAX {
+            return;
+        }
+        self.heard.set(self.heard.get() + 1);
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            worker.shared.sentinel.hear(captured.stream).await;
+            worker.heard.set(worker.heard.get() - 1);
+        });
     }
 
     /// Whether there are more connections than the limit: then requests are answered with 503.

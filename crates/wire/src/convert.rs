@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use model::audit::{Hash, Record};
 use model::destination::{HttpVersion, Protocol, TlsMode};
 use model::name::{HostName, HostPattern, Namespace, ResourceRef, SpiffeId};
+use model::redirect::{Redirect, RedirectState};
 use model::request::{Action, RequestFacts};
 use model::slice::{
     Block, BlockTarget, CompiledPolicy, Condition, ConditionKind, Effect, Egress, ProviderFace, Rule, Slice,
@@ -49,6 +50,23 @@ fn hash(bytes: &[u8], field: &'static str) -> Result<Hash> {
 #[must_use]
 pub fn slice_hash(slice: &v1::Slice) -> [u8; 32] {
     Sha256::digest(slice.encode_to_vec()).into()
+}
+
+impl From<Redirect> for v1::Redirect {
+    fn from(redirect: Redirect) -> Self {
+        Self {
+            state: redirect.state.as_str().to_owned(),
+            rejects_other: redirect.rejects_other,
+            whole: redirect.whole,
+        }
+    }
+}
+
+impl From<&v1::Redirect> for Redirect {
+    fn from(message: &v1::Redirect) -> Self {
+        let state = RedirectState::parse(&message.state);
+        Self { state, rejects_other: message.rejects_other, whole: message.whole }
+    }
 }
 
 impl From<Version> for v1::Version {

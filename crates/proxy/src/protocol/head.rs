@@ -31,6 +31,13 @@ pub async fn host(stream: &mut TcpStream, first: &mut BytesMut, patience: Durati
     }
 }
 
+/// Whether a whole head has been read, however it is to be understood.
+pub fn is_complete(first: &[u8]) -> bool {
+    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
+    first.len() >= HEAD_MAX
+        || !matches!(httparse::Request::new(&mut fields).parse(first), Ok(status) if status.is_partial())
+}
+
 fn host_of(head: &httparse::Request<'_, '_>) -> Option<HostName> {
     let mut hosts = head.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
     let value = std::str::from_utf8(hosts.next()?.value).ok()?;
