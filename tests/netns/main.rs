@@ -3,10 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod capture;
+mod corporate;
 mod demo;
 mod dialects;
+mod explicit;
 mod failures;
 mod kill;
+mod names;
 mod passage;
 mod protocols;
 mod redirect;

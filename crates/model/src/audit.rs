@@ -186,7 +186,7 @@ pub struct Intent {
     /// The credential's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<GrantId>,
-    /// The address that is dialled.
+    /// The address that the application dialled, or the `host:port` for which it asked the explicit proxy.
     pub upstream: String,
 }
 
@@ -268,7 +268,7 @@ pub struct Passed {
     pub decision: DecisionId,
     /// Who called.
     pub caller: SpiffeId,
-    /// The address that the application dialled.
+    /// The address that the application dialled, or that was dialled for it; empty if a corporate proxy found it.
     pub address: String,
     /// The name that it gave (SNI or Host), if it gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -192,7 +192,7 @@ fn compiled_rule(rule: &RuleSpec, credential: Option<ResourceRef>) -> Rule {
 }
 
 fn destination(name: &ResourceRef, spec: &DestinationSpec) -> Destination {
-    use model::destination::{Protocol, TlsMode};
+    use model::destination::{Protocol, Resolution, TlsMode};
     let default_ports: &[u16] = if spec.insecure { &[443, 80] } else { &[443] };
     Destination {
         name: name.clone(),
@@ -202,6 +202,7 @@ fn destination(name: &ResourceRef, spec: &DestinationSpec) -> Destination {
         protocol: spec.protocol.as_deref().and_then(values::protocol).unwrap_or(Protocol::Http),
         http_versions: spec.http_versions.iter().filter_map(|text| values::http_version(text)).collect(),
         tls: spec.tls.as_deref().and_then(values::tls_mode).unwrap_or(TlsMode::Terminate),
+        resolve: spec.resolve.as_deref().and_then(values::resolution).unwrap_or(Resolution::Name),
         insecure: spec.insecure,
         ca_bundle: spec.ca_bundle.clone().unwrap_or_default(),
         sensitivity: spec.sensitivity.clone().unwrap_or_default(),

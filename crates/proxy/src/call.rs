@@ -18,18 +18,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
-use model::audit::{CallResult, Intent, Outcome, Refusal, StandingCredential, What};
+use model::audit::{CallResult, Intent, Outcome, Refusal, What};
 use model::decision::NearMiss;
 use model::destination::HttpVersion;
 use model::slice::Egress;
 use model::{Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, Verdict};
 use policy::{Question, Snapshot};
 use protocols::answer::Dialect;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::{Instrument as _, debug_span};
 
@@ -39,6 +37,7 @@ use crate::caller::CallerState;
 use crate::capture::accept::{Captured, OriginalDestination};
 use crate::credential::{Ask, Grant, Key};
 use crate::exchange::{End, Guarded, Open};
+use crate::forward;
 use crate::passage;
 use crate::policy::{Route, route_http, route_tls, route_unknown};
 use crate::protocol::body::BodyError;
@@ -49,6 +48,7 @@ use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, head, http1, http2};
 use crate::rewrite;
 use crate::splice::reset;
+use crate::standing;
 use crate::tls::{self, Opening};
 use crate::upstream::pool::{Origin, OriginKey};
 use crate::upstream::send::Sender;
@@ -73,61 +73,56 @@ pub struct Connection {
 }
 
 /// Stages 1 and 2: where was it going, and is it opened?
-pub async fn connection(worker: &Rc<Worker>, captured: Captured) {
-    let Captured { mut stream, original, .. } = captured;
+pub async fn connection(worker: &Rc<Worker>, mut captured: Captured) {
     let caller = debug_span!("identity").in_scope(|| worker.shared.callers.at_accept());
     if let Some(caller) = &caller {
         worker.watch(caller);
     }
-    let mut first = BytesMut::with_capacity(4096);
-    let opening = open(worker, caller.as_ref(), &mut stream, &mut first, original);
-    let Some((opening, dialled)) = opening.instrument(debug_span!("tls")).await else {
+    let opening = open(worker, caller.as_ref(), &mut captured).instrument(debug_span!("tls")).await;
+    let Some(opening) = opening else {
         return;
     };
     // The application may have taken hours for its first byte: what counts is the policy of now.
     let snapshot = caller.as_ref().and_then(|caller| caller.snapshot());
-    let begun = Begun { worker: worker.clone(), caller, original, stream, dialled, first };
+    let begun = Begun { worker: worker.clone(), caller, captured };
     match snapshot {
         None => begun.without_policy(opening).await,
         Some(snapshot) => begun.routed(&snapshot, opening).await,
     }
 }
 
-/// Reads how the connection begins, and says whether the address has been dialled meanwhile. `None` if it is over: it
-/// broke, or a server spoke first and it was carried.
+/// Reads how the connection begins. `None` if it is over: it broke, or a server spoke first and it was carried.
 async fn open(
     worker: &Rc<Worker>,
     caller: Option<&Arc<CallerState>>,
-    stream: &mut TcpStream,
-    first: &mut BytesMut,
-    original: OriginalDestination,
-) -> Option<(Opening, Option<TcpStream>)> {
+    captured: &mut Captured,
+) -> Option<Opening> {
     let patience = worker.shared.limits.head;
-    let may_wait_for_server = caller.is_some_and(|caller| passage::server_may_speak(caller, original));
-    let mut dialled = None;
-    if !may_wait_for_server {
+    let may_wait_for_server =
+        caller.is_some_and(|caller| passage::server_may_speak(caller, &captured.original));
+    let Captured { stream, first, .. } = &mut *captured;
+    if !first.is_empty() {
+        // It came behind a CONNECT.
+    } else if !may_wait_for_server {
         tokio::time::timeout(patience, tls::first_bytes(stream, first)).await.ok()?.ok()?;
     } else if let Ok(spoke) = tokio::time::timeout(SILENCE, tls::first_bytes(stream, first)).await {
         spoke.ok()?;
     } else {
-        dialled = passage::server_first(worker, caller?, stream, first, original).await?;
+        passage::server_first(worker, caller?, captured).await?;
     }
     let may_be_covered = caller
         .and_then(|caller| caller.snapshot())
-        .is_none_or(|snapshot| passage::may_be_covered(&snapshot, original.0.port()));
+        .is_none_or(|snapshot| passage::may_be_covered(&snapshot, captured.original.port()));
     // Where nothing can be covered nothing has to be recognised: what stops in the middle waits for the server.
     let patience = if may_wait_for_server && !may_be_covered { SILENCE } else { patience };
-    Some((tls::peek(stream, first, patience).await.ok()?, dialled))
+    tls::peek(&mut captured.stream, &mut captured.first, patience).await.ok()
 }
 
 /// A connection whose first bytes have been read.
 struct Begun {
     worker: Rc<Worker>,
     caller: Option<Arc<CallerState>>,
-    original: OriginalDestination,
-    stream: TcpStream,
-    dialled: Option<TcpStream>,
-    first: BytesMut,
+    captured: Captured,
 }
 
 impl Begun {
@@ -139,8 +134,9 @@ impl Begun {
             _ => {
                 let failure = Failure::new(Code::NoSnapshot, "no policy has been received yet");
                 self.worker.shared.metrics.failed(&failure);
-                passage::refuse(&self.worker, self.caller.as_deref(), None, self.original, &failure);
-                reset(&self.stream);
+                let original = &self.captured.original;
+                passage::refuse(&self.worker, self.caller.as_deref(), None, original, &failure);
+                reset(&self.captured.stream);
             }
         }
     }
@@ -149,10 +145,17 @@ impl Begun {
         match opening {
             Opening::Tls(hello) => {
                 let versions = tls::offered_versions(&hello);
-                let name = hello.sni.clone();
-                match route_tls(snapshot, name.as_ref(), self.original.0, !versions.is_empty()) {
+                let original = &self.captured.original;
+                // The explicit proxy was told a name: then TLS need not repeat it, but may not say another.
+                let name = hello.sni.clone().or_else(|| original.name().cloned());
+                let route = if hello.sni.as_ref().is_some_and(|sni| original.disagrees(sni)) {
+                    Route::Refuse(Code::Misdirected)
+                } else {
+                    route_tls(snapshot, name.as_ref(), original, !versions.is_empty())
+                };
+                match route {
                     // A refusal is opened too where it can be, so that it can be read.
-                    Route::Requests | Route::Refuse(Code::NotCovered | Code::Blocked)
+                    Route::Requests | Route::Refuse(Code::NotCovered | Code::Blocked | Code::Misdirected)
                         if name.is_some() && !versions.is_empty() =>
                     {
                         if let Some(name) = name {
@@ -163,14 +166,18 @@ impl Begun {
                 }
             }
             Opening::Http1 => {
-                let host =
-                    head::host(&mut self.stream, &mut self.first, self.worker.shared.limits.head).await;
+                let Captured { stream, first, original, .. } = &mut self.captured;
+                let told = head::host(stream, first, self.worker.shared.limits.head).await;
                 // A head that never ends names no host, but a policy may cover what it was going to name.
-                let unfinished = host.is_none() && !head::is_complete(&self.first);
-                match route_http(snapshot, host.as_ref(), self.original.0) {
-                    Route::Pass
-                        if unfinished && passage::may_be_covered(snapshot, self.original.0.port()) =>
-                    {
+                let unfinished = told.is_none() && !head::is_complete(first);
+                let disagrees = told.as_ref().is_some_and(|(host, port)| {
+                    original.is_asked()
+                        && (original.disagrees(host) || port.is_some_and(|port| port != original.port()))
+                });
+                let host = told.map(|(host, _)| host).or_else(|| original.name().cloned());
+                match route_http(snapshot, host.as_ref(), original) {
+                    _ if disagrees => self.requests_in_clear(&Opening::Http1).await,
+                    Route::Pass if unfinished && passage::may_be_covered(snapshot, original.port()) => {
                         self.requests_in_clear(&Opening::Http1).await;
                     }
                     Route::Requests | Route::Refuse(_) => self.requests_in_clear(&Opening::Http1).await,
@@ -178,26 +185,32 @@ impl Begun {
                 }
             }
             // Its names are in its requests, so it is read unless nothing could cover it.
-            Opening::Http2 => match route_http(snapshot, None, self.original.0) {
-                Route::Pass if !passage::may_be_covered(snapshot, self.original.0.port()) => {
-                    self.carried(Route::Pass, None, "http").await;
+            Opening::Http2 => {
+                let original = &self.captured.original;
+                match route_http(snapshot, original.name(), original) {
+                    Route::Pass if !passage::may_be_covered(snapshot, original.port()) => {
+                        let name = original.name().map(ToString::to_string);
+                        self.carried(Route::Pass, name, "http").await;
+                    }
+                    _ => self.requests_in_clear(&Opening::Http2).await,
                 }
-                _ => self.requests_in_clear(&Opening::Http2).await,
-            },
+            }
             // Half a ClientHello names nobody, but a policy may cover what it was going to name.
-            Opening::Unfinished if passage::may_be_covered(snapshot, self.original.0.port()) => {
+            Opening::Unfinished if passage::may_be_covered(snapshot, self.captured.original.port()) => {
                 self.carried(Route::Refuse(Code::BadClientHello), None, "tls").await;
             }
             Opening::Unknown | Opening::Unfinished => {
-                let route = route_unknown(snapshot, self.original.0);
-                self.carried(route, None, "tcp").await;
+                let original = &self.captured.original;
+                let (route, name) = (route_unknown(snapshot, original), original.name());
+                let name = name.map(ToString::to_string);
+                self.carried(route, name, "tcp").await;
             }
         }
     }
 
     /// Carries the connection as such, or closes it.
     async fn carried(self, route: Route, name: Option<String>, protocol: &'static str) {
-        let Self { worker, caller, original, stream, dialled, first } = self;
+        let Self { worker, caller, captured: Captured { stream, first, original, dialled } } = self;
         let Some(caller) = caller else { return };
         let passing = passage::Passing { original, stream, dialled, first, name, protocol };
         passage::carry(&worker, &caller, route, passing).await;
@@ -205,15 +218,16 @@ impl Begun {
 
     async fn requests_in_clear(self, opening: &Opening) {
         let version = if matches!(opening, Opening::Http2) { HttpVersion::Http2 } else { HttpVersion::Http1 };
-        let channel = Channel { original: self.original.0, name: None, secure: false };
+        let Captured { stream, first, original, .. } = self.captured;
+        let channel = Channel { original: Some(original), name: None, secure: false };
         let connection = Connection { worker: self.worker, caller: self.caller, channel, version };
-        serve(Rc::new(connection), Rewind::new(self.first, self.stream)).await;
+        serve(Rc::new(connection), Rewind::new(first, stream)).await;
     }
 
     async fn requests_in_tls(self, snapshot: &Snapshot, name: model::HostName, offered: &[HttpVersion]) {
         let version = self.version_to_offer(snapshot, &name, offered).await;
-        let opened =
-            self.worker.terminator.open(Rewind::new(self.first, self.stream), &name, version, now()).await;
+        let Captured { stream, first, original, .. } = self.captured;
+        let opened = self.worker.terminator.open(Rewind::new(first, stream), &name, version, now()).await;
         let stream = match opened {
             Ok(stream) => stream,
             Err(failure) => {
@@ -226,7 +240,7 @@ impl Begun {
             Some(b"h2") => HttpVersion::Http2,
             _ => HttpVersion::Http1,
         };
-        let channel = Channel { original: self.original.0, name: Some(name), secure: true };
+        let channel = Channel { original: Some(original), name: Some(name), secure: true };
         let connection = Connection { worker: self.worker, caller: self.caller, channel, version };
         serve(Rc::new(connection), stream).await;
     }
@@ -240,18 +254,21 @@ impl Begun {
         offered: &[HttpVersion],
     ) -> Option<HttpVersion> {
         let fallback = offered.last().copied();
-        let (Some(destination), Some(caller)) =
-            (snapshot.cover(name, self.original.0.port()), self.caller.as_ref().and_then(|c| c.caller()))
-        else {
+        let original = &self.captured.original;
+        let (Some(destination), Some(caller), false) = (
+            snapshot.cover(name, original.port()),
+            self.caller.as_ref().and_then(|c| c.caller()),
+            original.disagrees(name),
+        ) else {
             return fallback;
         };
-        let key = OriginKey::new(caller.id.clone(), name.clone(), self.original.0.port(), true, destination);
+        let key = OriginKey::new(caller.id.clone(), name.clone(), true, destination, original);
         let origin = self.worker.pool.origin(key);
         if let Some(known) = origin.version_for(offered, &destination.http_versions) {
             return Some(known);
         }
         let interim = Interim::default();
-        let sender = sender(&self.worker, &origin, destination, self.original, &interim);
+        let sender = sender(&self.worker, &origin, destination, original.clone(), &interim);
         match Box::pin(sender.learn()).await {
             Ok(version) if offered.contains(&version) => Some(version),
             Ok(_) => fallback,
@@ -284,10 +301,9 @@ fn sender<'a>(
         origin,
         destination,
         original,
-        resolver: &worker.resolver,
+        dialler: &worker.dialler,
         roots: &worker.shared.roots,
-        socket: &worker.shared.socket,
-        patience: worker.shared.limits.patience,
+        handshake_patience: worker.shared.limits.patience.handshake,
         answer_patience: worker.shared.limits.answer,
         interim,
     }
@@ -319,6 +335,8 @@ struct Refused {
     method: String,
     destination: Option<ResourceRef>,
     decision: Option<Arc<Decision>>,
+    /// Whom the request named, if that alone is known.
+    authority: Option<String>,
     /// Whether its intent is recorded already: then the outcome is too, and there is no refusal to record.
     recorded: bool,
 }
@@ -326,12 +344,21 @@ struct Refused {
 impl Refused {
     fn before_judgement(failure: Failure, parts: &Parts) -> Box<Self> {
         let method = parts.method.as_str().to_owned();
-        Box::new(Self { failure, facts: None, method, destination: None, decision: None, recorded: false })
+        // Without user information, which may hold a password.
+        let named = parts.uri.authority().map(|a| (a.host(), a.port_u16().unwrap_or(facts::HTTP_PORT)));
+        let authority = named.map(|(host, port)| format!("{host}:{port}"));
+        Box::new(Self { authority, method, ..Self::unread(failure) })
     }
 
     fn of(failure: Failure, facts: &RequestFacts) -> Box<Self> {
         let (facts, method) = (Some(facts.clone()), facts.method.clone());
-        Box::new(Self { failure, facts, method, destination: None, decision: None, recorded: false })
+        Box::new(Self { facts, method, ..Self::unread(failure) })
+    }
+
+    fn unread(failure: Failure) -> Self {
+        let method = String::new();
+        let (facts, destination, decision, authority) = (None, None, None, None);
+        Self { failure, facts, method, destination, decision, authority, recorded: false }
     }
 
     fn judged(mut self: Box<Self>, judged: &Judged) -> Box<Self> {
@@ -350,10 +377,12 @@ struct Judged {
 }
 
 /// A request of the application, from its first moment.
-struct Asked {
-    id: DecisionId,
+pub struct Asked {
+    /// Names the call.
+    pub id: DecisionId,
     started: Instant,
-    interim: Interim,
+    /// Where interim answers go.
+    pub interim: Interim,
 }
 
 async fn carry(
@@ -364,6 +393,15 @@ async fn carry(
 ) -> Result<Response<Body>, Box<Refused>> {
     let id = asked.id;
     within_limits(connection, &parts, &body).map_err(|f| Refused::before_judgement(f, &parts))?;
+    if connection.channel.original.is_none() {
+        let uncovered =
+            forward::admit(connection, &mut parts).map_err(|f| Refused::before_judgement(f, &parts))?;
+        if let Some(uncovered) = uncovered {
+            let refusing = parts.clone();
+            let passed = uncovered.pass(connection, &asked, parts, body).await;
+            return passed.map_err(|f| Refused::before_judgement(f, &refusing));
+        }
+    }
     // 3 protocol
     let facts =
         facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
@@ -529,7 +567,7 @@ fn intend(
         version: judged.decision.version,
         provider: grant.map(|grant| grant.provider.clone()),
         grant: grant.map(|grant| grant.id.clone()),
-        upstream: connection.channel.original.to_string(),
+        upstream: connection.channel.destination_of(facts).to_string(),
     };
     match connection.worker.shared.audit.intent(intent) {
         Ok(open_call) => Ok(Some(open_call)),
@@ -544,18 +582,9 @@ fn intend(
 
 fn note_standing(connection: &Connection, id: DecisionId, judged: &Judged, standing: &[rewrite::Removed]) {
     for removed in standing {
-        connection.worker.shared.metrics.standing_credential();
-        let event = StandingCredential {
-            decision: id,
-            caller: judged.caller.id.clone(),
-            header: removed.header.clone(),
-            fingerprint: connection
-                .caller
-                .as_ref()
-                .map_or_else(String::new, |c| c.fingerprint(&removed.value)),
-        };
-        // The spool may be full; the call itself is then refused if it needs a credential.
-        let _ = connection.worker.shared.audit.write(What::StandingCredential(event));
+        let Some(state) = &connection.caller else { continue };
+        let value = removed.value.as_bytes();
+        standing::note(&connection.worker, state, &judged.caller.id, id, &removed.header, value);
     }
 }
 
@@ -615,10 +644,10 @@ impl Act {
     ) -> Result<Response<Body>, Box<Refused>> {
         let worker = self.connection.worker.clone();
         let channel = &self.connection.channel;
+        let original = channel.destination_of(&self.facts);
         let (caller, host) = (self.judged.caller.id.clone(), self.facts.host.clone());
-        let key = OriginKey::new(caller, host, self.facts.port, channel.secure, &self.judged.destination);
+        let key = OriginKey::new(caller, host, channel.secure, &self.judged.destination, &original);
         let origin = worker.pool.origin(key);
-        let original = OriginalDestination(channel.original);
         let sender = sender(&worker, &origin, &self.judged.destination, original, &self.asked.interim);
         let mut sent = open.unless_cut(sender.send(request, self.connection.version)).await;
         if let (Ok(Err(failed)), Some(replay)) = (&sent, replay)
@@ -744,15 +773,8 @@ impl Act {
 /// Records a request that could not be read.
 pub fn refuse_unread(connection: &Connection, id: DecisionId, failure: &Failure) {
     let failure = Failure::new(failure.code, failure.detail.clone());
-    let nothing = Refused {
-        failure,
-        facts: None,
-        method: String::new(),
-        destination: None,
-        decision: None,
-        recorded: false,
-    };
-    let _ = refuse(connection, id, Asker { dialect: Dialect::Problem, head: false }, nothing);
+    let asker = Asker { dialect: Dialect::Problem, head: false };
+    let _ = refuse(connection, id, asker, Refused::unread(failure));
 }
 
 /// How an answer of ours is to read.
@@ -765,14 +787,14 @@ struct Asker {
 
 /// Records a call that is not made, and says why.
 fn refuse(connection: &Connection, id: DecisionId, asker: Asker, refused: Refused) -> Response<Body> {
-    let Refused { failure, facts, method, destination, decision, recorded } = refused;
+    let Refused { failure, facts, method, destination, decision, authority, recorded } = refused;
     connection.worker.shared.metrics.failed(&failure);
     tracing::info!(stage = failure.code.stage().as_str(), code = %failure.code, decision = %id, cause = ?failure.cause, "{failure}");
     let nearest: Vec<NearMiss> = decision.as_ref().map(|d| d.nearest.clone()).unwrap_or_default();
     if !recorded {
         let authority = match &facts {
             Some(facts) => format!("{}:{}", facts.host, facts.port),
-            None => connection.channel.original.to_string(),
+            None => authority.unwrap_or_else(|| connection.channel.shown()),
         };
         let event = Refusal {
             decision: id,

@@ -103,9 +103,47 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_PROXY_REDIRECT", value_enum, default_value_t = Redirected::Expected)]
     pub redirect: Redirected,
 
+    /// Port of the explicit proxy on 127.0.0.1 and ::1, for applications that are told of it (`HTTPS_PROXY`); off if not
+    /// given.
+    #[arg(long, env = "COUNTERSIGN_PROXY_EXPLICIT_PORT", value_name = "PORT")]
+    pub explicit_port: Option<u16>,
+
+    /// File with the token that the explicit proxy asks for: the password of `Proxy-Authorization: Basic`, with any user
+    /// name. Without it every process that reaches the port may use it.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_EXPLICIT_TOKEN_FILE",
+        value_name = "FILE",
+        requires = "explicit_port"
+    )]
+    pub explicit_token_file: Option<PathBuf>,
+
     /// Mark on the proxy's own sockets (SO_MARK), where it may set one; else its UID exempts it from the redirect.
     #[arg(long, env = "COUNTERSIGN_PROXY_MARK", value_name = "N")]
     pub mark: Option<u32>,
+
+    /// Corporate proxy through which upstreams are reached, by CONNECT: http://HOST:PORT. The control plane is not.
+    #[arg(long, env = "COUNTERSIGN_PROXY_UPSTREAM_PROXY", value_name = "URL")]
+    pub upstream_proxy: Option<String>,
+
+    /// File with the corporate proxy's credential: user:password.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_UPSTREAM_PROXY_CREDENTIAL_FILE",
+        value_name = "FILE",
+        requires = "upstream_proxy"
+    )]
+    pub upstream_proxy_credential_file: Option<PathBuf>,
+
+    /// What is reached without the corporate proxy: names, .suffixes, addresses, networks.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_UPSTREAM_PROXY_EXCEPT",
+        value_name = "HOST-OR-CIDR",
+        value_delimiter = ',',
+        requires = "upstream_proxy"
+    )]
+    pub upstream_proxy_except: Vec<String>,
 
     /// Where to write the trust bundle for the application (PEM).
     #[arg(

@@ -13,21 +13,21 @@ use policy::{Question, Snapshot};
 use tokio::net::TcpStream;
 
 use crate::caller::CallerState;
-use crate::capture::accept::OriginalDestination;
+use crate::capture::accept::{Captured, OriginalDestination};
 use crate::exchange::{Judge, Open};
 use crate::policy::{Route, uncovered};
 use crate::splice::{Carried, reset, splice};
+use crate::standing;
 use crate::tls;
-use crate::upstream::connect;
 use crate::worker::{Worker, now};
 
 /// A connection on its way through.
 pub struct Passing {
-    /// Where the application dialled.
+    /// Where the application was going.
     pub original: OriginalDestination,
     /// The application's side.
     pub stream: TcpStream,
-    /// The other side, if that was dialled already to hear whether it speaks first.
+    /// The other side, if that was dialled already.
     pub dialled: Option<TcpStream>,
     /// What was read of it.
     pub first: BytesMut,
@@ -44,10 +44,10 @@ pub fn may_be_covered(snapshot: &Snapshot, port: u16) -> bool {
 
 /// Whether the address may be dialled before the application has said anything: nothing covers it, or what does is a
 /// connection that a policy allows.
-pub fn server_may_speak(caller: &Arc<CallerState>, original: OriginalDestination) -> bool {
+pub fn server_may_speak(caller: &Arc<CallerState>, original: &OriginalDestination) -> bool {
     let Some(snapshot) = caller.snapshot() else { return false };
-    let route = crate::policy::route_unknown(&snapshot, original.0);
-    let unnamed = Described { original, name: None, protocol: "tcp" };
+    let route = crate::policy::route_unknown(&snapshot, original);
+    let unnamed = Described::of_unknown(original);
     match route {
         Route::Pass => true,
         Route::Connection(_) => judge(caller.clone(), &route, &unnamed)(now()).is_ok(),
@@ -57,44 +57,50 @@ pub fn server_may_speak(caller: &Arc<CallerState>, original: OriginalDestination
 
 /// Gives a server the chance to speak first to an application that waits for it.
 ///
-/// Dials where the application dialled. If the application speaks after all, it is judged as ever, and this returns the
-/// connection that was dialled, so that the server sees only one. If the server speaks, or ends, the connection is
-/// carried and this returns `None`; as long as both are silent it waits for either.
+/// Dials where the application was going. If the application speaks after all, it is judged as ever, and the connection
+/// that was dialled is kept, so that the server sees only one. If the server speaks, or ends, the connection is carried
+/// and this returns `None`; as long as both are silent it waits for either.
 pub async fn server_first(
     worker: &Rc<Worker>,
     caller: &Arc<CallerState>,
-    stream: &mut TcpStream,
-    first: &mut BytesMut,
-    original: OriginalDestination,
-) -> Option<Option<TcpStream>> {
+    captured: &mut Captured,
+) -> Option<()> {
     let limits = &worker.shared.limits;
-    let dialled = connect::dial(&[original.0], &worker.shared.socket, limits.patience.connect).await;
-    let upstream = match dialled {
-        Ok((upstream, _)) => upstream,
+    let Captured { stream, first, original, dialled } = captured;
+    let described = Described::of_unknown(original);
+    let dialling = match dialled.take() {
+        Some(there) => Ok(there),
+        None => {
+            let snapshot = caller.snapshot()?;
+            let route = crate::policy::route_unknown(&snapshot, original);
+            dial(worker, &route, &described).await
+        }
+    };
+    let upstream = match dialling {
+        Ok(upstream) => upstream,
         Err(failure) => {
             let snapshot = caller.snapshot()?;
-            if !may_be_covered(&snapshot, original.0.port()) {
+            if !may_be_covered(&snapshot, original.port()) {
                 worker.shared.metrics.failed(&failure);
                 reset(stream);
                 return None;
             }
             // It may still speak, and then gets its answer from where it is judged.
             tokio::time::timeout(limits.head, tls::first_bytes(stream, first)).await.ok()?.ok()?;
-            return Some(None);
+            return Some(());
         }
     };
     tokio::select! {
         spoke = tls::first_bytes(stream, first) => {
             spoke.ok()?;
-            return Some(Some(upstream));
+            *dialled = Some(upstream);
+            return Some(());
         }
         readable = upstream.readable() => readable.ok()?,
     }
     let snapshot = caller.snapshot()?;
-    let route = crate::policy::route_unknown(&snapshot, original.0);
-    let described = Described { original, name: None, protocol: "tcp" };
-    let dialled = Some(upstream);
-    carried(worker, caller, route, described, stream, dialled, std::mem::take(first)).await;
+    let route = crate::policy::route_unknown(&snapshot, original);
+    carried(worker, caller, route, described, stream, Some(upstream), std::mem::take(first)).await;
     None
 }
 
@@ -125,11 +131,14 @@ async fn carried(
         Ok(judged) => judged,
         Err(failure) => {
             worker.shared.metrics.failed(&failure);
-            refuse(worker, Some(caller), passing.name.as_deref(), passing.original, &failure);
+            refuse(worker, Some(caller), passing.name.as_deref(), &passing.original, &failure);
             reset(stream);
             return;
         }
     };
+    if passing.protocol == "http" && matches!(route, Route::Pass) {
+        note_standing(worker, caller, id, &first);
+    }
     let open = Rc::new(Open::default());
     let _registration = worker.register.enter(open.clone(), valid_until, judge);
     let carried = Carried::default();
@@ -139,6 +148,9 @@ async fn carried(
         Ok(Err(Ended::Unreached(failure))) => {
             worker.shared.metrics.failed(&failure);
             tracing::debug!(stage = "upstream", code = %failure.code, "{failure}");
+            if recorded.is_none() && failure.code == Code::ForbiddenAddress {
+                refuse(worker, Some(caller), passing.name.as_deref(), &passing.original, &failure);
+            }
             (CallResult::Failed, Some(failure.code))
         }
         Ok(Err(Ended::Broken)) => (CallResult::Aborted, None),
@@ -180,14 +192,10 @@ async fn through(
     first: BytesMut,
     carried: &Carried,
 ) -> Result<(), Ended> {
-    // What is covered goes to the name that was judged, what is not to where the application dialled.
-    let upstream = match (route, &passing.name, dialled) {
-        (Route::Connection(destination), Some(name), _) => {
-            let addresses = judged_addresses(worker, name, destination, passing.original).await;
-            dial(worker, &addresses.map_err(Ended::Unreached)?).await?
-        }
-        (_, _, Some(dialled)) => dialled,
-        _ => dial(worker, &[passing.original.0]).await?,
+    let upstream = match dialled {
+        // What is covered goes to the name that was judged: an address that was dialled may be another's.
+        Some(dialled) if !is_judged_by_name(route, passing) || passing.original.name().is_some() => dialled,
+        _ => dial(worker, route, passing).await.map_err(Ended::Unreached)?,
     };
     worker.shared.metrics.passed();
     let guard = ResetUnlessDone(&upstream, Cell::new(false));
@@ -207,21 +215,35 @@ impl Drop for ResetUnlessDone<'_> {
     }
 }
 
-async fn dial(worker: &Worker, addresses: &[std::net::SocketAddr]) -> Result<TcpStream, Ended> {
-    let patience = worker.shared.limits.patience.connect;
-    let dialled = connect::dial(addresses, &worker.shared.socket, patience).await;
-    dialled.map(|(upstream, _)| upstream).map_err(Ended::Unreached)
+fn is_judged_by_name(route: &Route, passing: &Described) -> bool {
+    matches!(route, Route::Connection(_)) && passing.name.is_some()
 }
 
-async fn judged_addresses(
-    worker: &Worker,
-    name: &str,
-    destination: &Destination,
-    original: OriginalDestination,
-) -> Result<Vec<std::net::SocketAddr>, Failure> {
-    let host = HostName::new(name)
-        .map_err(|e| Failure::new(Code::NameNotResolved, format!("{name} is not a name")).because(e))?;
-    worker.resolver.addresses(&host, destination, original).await
+/// Connects for a connection that is not opened: to the name that was judged if a policy covers it, else to the address
+/// that the application dialled; to the name that it gave to the explicit proxy if it dialled none.
+async fn dial(worker: &Worker, route: &Route, passing: &Described) -> Result<TcpStream, Failure> {
+    let dialler = &worker.dialler;
+    let Described { original, name, .. } = passing;
+    let covering = match route {
+        Route::Connection(destination) => Some(&**destination),
+        _ => None,
+    };
+    match (covering.and(name.as_ref()), original.address(), original.name()) {
+        (Some(name), ..) => {
+            let host = HostName::new(name).map_err(|e| {
+                Failure::new(Code::NameNotResolved, format!("{name} is not a name")).because(e)
+            })?;
+            dialler.to_name(&host, covering, original).await.map(|(stream, _)| stream)
+        }
+        (None, Some(address), _) => {
+            if original.is_asked() {
+                dialler.resolver().check(address, covering)?;
+            }
+            dialler.to_address(address).await
+        }
+        (None, None, Some(name)) => dialler.to_name(name, covering, original).await.map(|(stream, _)| stream),
+        (None, None, None) => Err(Failure::new(Code::NameNotResolved, "there is no address to dial")),
+    }
 }
 
 /// What is told of a connection.
@@ -229,6 +251,23 @@ struct Described {
     original: OriginalDestination,
     name: Option<String>,
     protocol: &'static str,
+}
+
+impl Described {
+    /// A connection that has not said what it is; only the explicit proxy was told its name.
+    fn of_unknown(original: &OriginalDestination) -> Self {
+        let name = original.name().map(ToString::to_string);
+        Self { original: original.clone(), name, protocol: "tcp" }
+    }
+}
+
+/// Records the credentials in the first request of a connection that passes in the clear: the later ones are not looked
+/// into.
+fn note_standing(worker: &Worker, caller: &CallerState, id: DecisionId, head: &[u8]) {
+    let Some(who) = caller.caller() else { return };
+    for (header, value) in protocols::standing::in_head(head) {
+        standing::note(worker, caller, &who.id, id, &header, value);
+    }
 }
 
 /// Whether the connection may (still) be carried.
@@ -255,7 +294,7 @@ fn judge(caller: Arc<CallerState>, route: &Route, passing: &Described) -> Judge 
         }
         Route::Refuse(code) => {
             let failure =
-                (*code, format!("{} is not carried", target(passing.original, passing.name.as_deref())));
+                (*code, format!("{} is not carried", target(&passing.original, passing.name.as_deref())));
             Box::new(move |_| Err(Failure::new(failure.0, failure.1.clone())))
         }
         _ => Box::new(move |_| match caller.snapshot().map(|snapshot| uncovered(&snapshot)) {
@@ -278,7 +317,7 @@ fn connection_facts(destination: &Destination, passing: &Described) -> RequestFa
         action: Action::Connect,
         method: String::new(),
         host: named.or(exact).or_else(unnamed).unwrap_or_else(|| unreachable!("a constant name is good")),
-        port: passing.original.0.port(),
+        port: passing.original.port(),
         path: String::new(),
         headers: std::collections::BTreeMap::new(),
     }
@@ -297,7 +336,7 @@ fn record(
         let event = Passed {
             decision: id,
             caller: who.id.clone(),
-            address: passing.original.0.to_string(),
+            address: passing.original.address().map(|a| a.to_string()).unwrap_or_default(),
             name: passing.name.clone(),
             protocol: passing.protocol.to_owned(),
             destination: None,
@@ -325,7 +364,7 @@ fn record(
         version: decision.as_ref().map(|d| d.version).unwrap_or_default(),
         provider: None,
         grant: None,
-        upstream: passing.original.0.to_string(),
+        upstream: passing.original.to_string(),
     };
     match worker.shared.audit.intent(intent) {
         Ok(open_call) => Ok(Some(open_call)),
@@ -342,7 +381,7 @@ pub fn refuse(
     worker: &Worker,
     caller: Option<&CallerState>,
     name: Option<&str>,
-    original: OriginalDestination,
+    original: &OriginalDestination,
     failure: &Failure,
 ) {
     let event = Refusal {
@@ -365,9 +404,9 @@ pub fn refuse(
     }
 }
 
-fn target(original: OriginalDestination, name: Option<&str>) -> String {
+fn target(original: &OriginalDestination, name: Option<&str>) -> String {
     match name {
-        Some(name) => format!("{name}:{}", original.0.port()),
-        None => original.0.to_string(),
+        Some(name) => format!("{name}:{}", original.port()),
+        None => original.to_string(),
     }
 }

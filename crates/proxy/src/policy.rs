@@ -3,13 +3,14 @@
 //! The evaluator is the `policy` crate's, the same as in the control plane; here is what a connection does with it:
 //! where it goes before any request is read.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use model::destination::{Protocol, TlsMode};
 use model::slice::{Block, BlockTarget, Egress};
 use model::{Code, Destination, HostName};
 use policy::Snapshot;
+
+use crate::capture::accept::OriginalDestination;
 
 /// What is done with a connection, once its first bytes are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,12 +31,12 @@ pub enum Route {
 pub fn route_tls(
     snapshot: &Snapshot,
     name: Option<&HostName>,
-    original: SocketAddr,
+    original: &OriginalDestination,
     speaks_http: bool,
 ) -> Route {
     let covering = match name {
         Some(name) => snapshot.cover(name, original.port()),
-        None => snapshot.cover_address(original.ip(), original.port()),
+        None => by_address(snapshot, original),
     };
     match covering {
         Some(destination) if is_connection_only(destination) => Route::Connection(destination.clone()),
@@ -46,9 +47,14 @@ pub fn route_tls(
     }
 }
 
-/// Where a connection goes that is neither TLS nor HTTP, or whose application waits for the server to speak.
-pub fn route_unknown(snapshot: &Snapshot, original: SocketAddr) -> Route {
-    match snapshot.cover_address(original.ip(), original.port()) {
+/// Where a connection goes that is neither TLS nor HTTP, or whose application waits for the server to speak. Only the
+/// explicit proxy was told its name.
+pub fn route_unknown(snapshot: &Snapshot, original: &OriginalDestination) -> Route {
+    let covering = original
+        .name()
+        .and_then(|name| snapshot.cover(name, original.port()))
+        .or_else(|| by_address(snapshot, original));
+    match covering {
         Some(destination) if destination.protocol == Protocol::Tcp => Route::Connection(destination.clone()),
         Some(_) => Route::Refuse(Code::UnknownProtocol),
         None => uncovered(snapshot),
@@ -56,16 +62,20 @@ pub fn route_unknown(snapshot: &Snapshot, original: SocketAddr) -> Route {
 }
 
 /// Where a plain HTTP connection goes, by the host of its first request.
-pub fn route_http(snapshot: &Snapshot, host: Option<&HostName>, original: SocketAddr) -> Route {
+pub fn route_http(snapshot: &Snapshot, host: Option<&HostName>, original: &OriginalDestination) -> Route {
     let covering = host
         .and_then(|host| snapshot.cover(host, original.port()))
-        .or_else(|| snapshot.cover_address(original.ip(), original.port()));
+        .or_else(|| by_address(snapshot, original));
     match covering {
         Some(destination) if destination.protocol == Protocol::Tcp => Route::Connection(destination.clone()),
         // Whether the clear is allowed is judged with each request.
         Some(_) => Route::Requests,
         None => uncovered(snapshot),
     }
+}
+
+fn by_address<'a>(snapshot: &'a Snapshot, original: &OriginalDestination) -> Option<&'a Arc<Destination>> {
+    original.address().and_then(|address| snapshot.cover_address(address.ip(), address.port()))
 }
 
 fn is_connection_only(destination: &Destination) -> bool {

@@ -12,8 +12,8 @@ use service::telemetry;
 use crate::audit::Audit;
 use crate::authority::{self, Authority};
 use crate::caller::{CallerState, Callers};
-use crate::capture::accept;
 use crate::capture::sentinel::{self, Watchman};
+use crate::capture::{accept, explicit};
 use crate::config::{OnFull, Redirected, Settings};
 use crate::credential;
 use crate::metrics::Metrics;
@@ -21,8 +21,9 @@ use crate::session::{self, Session};
 use crate::socket::SocketOptions;
 use crate::state::StateDir;
 use crate::upstream::connect::Patience;
+use crate::upstream::corporate::Corporate;
 use crate::upstream::roots::Roots;
-use crate::worker::{Limits, Shared, Worker, now};
+use crate::worker::{Door, Limits, Shared, Worker, now};
 
 /// Carries the workload's calls until SIGTERM or SIGINT.
 ///
@@ -75,7 +76,9 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         roots: Roots::new(service::roots::store(&operator_roots)?),
         socket: SocketOptions { mark: settings.mark },
         limits: limits(settings),
-        own_ports: [settings.listen_port, settings.health.port()].into(),
+        own_ports: own_ports(settings),
+        corporate: corporate(settings)?.map(Arc::new),
+        explicit: explicit::Access::new(settings.explicit_token_file.as_deref())?,
         metrics: Metrics::new(&registry)?,
         drain: watch,
         sentinel: Arc::default(),
@@ -158,7 +161,7 @@ fn start_workers(
     };
     (0..count)
         .map(|index| {
-            let (shared, port) = (shared.clone(), settings.listen_port);
+            let (shared, doors) = (shared.clone(), doors(settings));
             let (told, ready) = std::sync::mpsc::channel();
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -166,7 +169,7 @@ fn start_workers(
                     Err(error) => return drop(told.send(Err(error.into()))),
                 };
                 runtime.block_on(async move {
-                    let began = begin(shared, port);
+                    let began = begin(shared, &doors);
                     match began {
                         Ok((worker, listeners)) => {
                             let _ = told.send(Ok(()));
@@ -182,18 +185,37 @@ fn start_workers(
         .collect()
 }
 
-fn begin(
-    shared: Arc<Shared>,
-    port: u16,
-) -> anyhow::Result<(std::rc::Rc<Worker>, Vec<tokio::net::TcpListener>)> {
-    let listeners = accept::REDIRECT_TARGETS
-        .iter()
-        .map(|address| {
-            accept::listen(*address, port).with_context(|| {
+/// The proxy through which upstreams are reached, if one is configured.
+fn corporate(settings: &Settings) -> anyhow::Result<Option<Corporate>> {
+    let Some(url) = &settings.upstream_proxy else { return Ok(None) };
+    let credential = settings.upstream_proxy_credential_file.as_deref();
+    Corporate::new(url, credential, &settings.upstream_proxy_except).map(Some).context("--upstream-proxy")
+}
+
+/// By which port which way leads in.
+fn doors(settings: &Settings) -> Vec<(Door, u16)> {
+    let explicit = settings.explicit_port.map(|port| (Door::Explicit, port));
+    [(Door::Redirect, settings.listen_port)].into_iter().chain(explicit).collect()
+}
+
+/// Ports at which nobody may be led back to the proxy itself.
+fn own_ports(settings: &Settings) -> Arc<[u16]> {
+    let doors = doors(settings).into_iter().map(|(_, port)| port);
+    doors.chain([settings.health.port()]).collect()
+}
+
+type Listeners = Vec<(Door, tokio::net::TcpListener)>;
+
+fn begin(shared: Arc<Shared>, doors: &[(Door, u16)]) -> anyhow::Result<(std::rc::Rc<Worker>, Listeners)> {
+    let mut listeners = Vec::new();
+    for (door, port) in doors {
+        for address in accept::REDIRECT_TARGETS {
+            let listener = accept::listen(address, *port).with_context(|| {
                 format!("could not listen on {address} port {port}; both IPv4 and IPv6 loopback are needed")
-            })
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
+            })?;
+            listeners.push((*door, listener));
+        }
+    }
     Ok((Worker::new(shared)?, listeners))
 }
 

@@ -18,14 +18,16 @@ use crate::authority::Authority;
 use crate::call;
 use crate::caller::{CallerState, Callers};
 use crate::capture::accept::{self, Captured};
+use crate::capture::explicit;
 use crate::capture::sentinel::{self, Sentinel};
 use crate::exchange::Register;
 use crate::metrics::Metrics;
 use crate::socket::SocketOptions;
 use crate::tls::Terminator;
 use crate::upstream::connect::Patience;
+use crate::upstream::corporate::Corporate;
+use crate::upstream::dial::Dialler;
 use crate::upstream::pool::Pool;
-use crate::upstream::resolve::Resolver;
 use crate::upstream::roots::Roots;
 
 /// What all workers share.
@@ -48,6 +50,10 @@ pub struct Shared {
     pub own_ports: Arc<[u16]>,
     /// Counters.
     pub metrics: Metrics,
+    /// The proxy through which upstreams are reached, if there is one.
+    pub corporate: Option<Arc<Corporate>>,
+    /// Who may use the explicit proxy, if it is asked for.
+    pub explicit: explicit::Access,
     /// Told to drain.
     pub drain: service::drain::Watch,
     /// Answers the proxy's own look for the redirect.
@@ -75,6 +81,15 @@ pub struct Limits {
     pub streams: u32,
 }
 
+/// By which way a connection comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Redirected by the kernel.
+    Redirect,
+    /// The application asks the explicit proxy.
+    Explicit,
+}
+
 /// Connections over the limit that still get an answer.
 const TOLD_MAX: usize = 32;
 
@@ -89,8 +104,8 @@ pub struct Worker {
     pub terminator: Terminator,
     /// Upstream connections.
     pub pool: Pool,
-    /// Finds addresses.
-    pub resolver: Resolver,
+    /// Finds addresses and connects to them.
+    pub dialler: Dialler,
     /// Exchanges that are open.
     pub register: Rc<Register>,
     connections: Cell<usize>,
@@ -107,7 +122,12 @@ impl Worker {
         Ok(Rc::new(Self {
             terminator: Terminator::new(shared.authority.clone(), shared.ticketer.clone()),
             pool: Pool::default(),
-            resolver: Resolver::new(shared.own_ports.clone())?,
+            dialler: Dialler::new(
+                shared.socket,
+                shared.own_ports.clone(),
+                shared.limits.patience.connect,
+                shared.corporate.clone(),
+            )?,
             register: Rc::default(),
             connections: Cell::new(0),
             heard: Cell::new(0),
@@ -117,21 +137,21 @@ impl Worker {
     }
 
     /// Serves until the drain is over. Runs on a `current_thread` runtime of its own.
-    pub async fn run(self: Rc<Self>, listeners: Vec<TcpListener>) {
+    pub async fn run(self: Rc<Self>, listeners: Vec<(Door, TcpListener)>) {
         let local = LocalSet::new();
         local
             .run_until(async {
                 tokio::task::spawn_local(self.register.clone().watch_time());
                 tokio::task::spawn_local(self.clone().sweep());
-                for listener in listeners {
-                    tokio::task::spawn_local(self.clone().accept(listener));
+                for (door, listener) in listeners {
+                    tokio::task::spawn_local(self.clone().accept(door, listener));
                 }
                 self.shared.drain.clone().finished().await;
             })
             .await;
     }
 
-    async fn accept(self: Rc<Self>, listener: TcpListener) {
+    async fn accept(self: Rc<Self>, door: Door, listener: TcpListener) {
         loop {
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -142,9 +162,15 @@ impl Worker {
                     continue;
                 }
             };
-            match tracing::debug_span!("capture").in_scope(|| accept::captured(stream, peer)) {
-                Ok(captured) if sentinel::is_sentinel(captured.original) => self.hear(captured),
-                Ok(captured) => self.begin(captured),
+            if door == Door::Explicit {
+                self.begin(move |worker| async move { explicit::serve(&worker, stream).await });
+                continue;
+            }
+            match tracing::debug_span!("capture").in_scope(|| accept::captured(stream)) {
+                Ok(captured) if sentinel::is_sentinel(&captured.original) => self.hear(captured),
+                Ok(captured) => {
+                    self.begin(move |worker| async move { call::connection(&worker, captured).await });
+                }
                 Err(failure) => {
                     self.shared.metrics.failed(&failure);
                     tracing::warn!(stage = "capture", code = %failure.code, %peer, "{failure}");
@@ -153,7 +179,7 @@ impl Worker {
         }
     }
 
-    fn begin(self: &Rc<Self>, captured: Captured) {
+    fn begin<F: Future<Output = ()> + 'static>(self: &Rc<Self>, serve: impl FnOnce(Rc<Self>) -> F + 'static) {
         // Up to a few more are told why; past that there is no room to say so.
         let is_full = self.connections.get() >= self.shared.limits.connections + TOLD_MAX;
         if is_full || self.shared.sentinel.loops() {
@@ -161,7 +187,7 @@ impl Worker {
             return;
         }
         let held = Held::new(self.clone());
-        tokio::task::spawn_local(async move { call::connection(&held.0, captured).await });
+        tokio::task::spawn_local(async move { serve(held.0.clone()).await });
     }
 
     /// Not counted among the connections: it is the proxy's own, or over in a second.

@@ -117,6 +117,10 @@ pub struct DestinationSpec {
     /// `terminate` (default) or `passthrough`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,
+    /// Who finds its address: `name` (default) is the proxy, by the name; `application` is the application alone, for
+    /// headless services, where only the member that it has chosen is right. Never together with `insecure`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolve: Option<String>,
     /// Whether a credential may go to it without TLS.
     #[serde(default)]
     pub insecure: bool,

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use model::audit::{Hash, Record};
-use model::destination::{HttpVersion, Protocol, TlsMode};
+use model::destination::{HttpVersion, Protocol, Resolution, TlsMode};
 use model::name::{HostName, HostPattern, Namespace, ResourceRef, SpiffeId};
 use model::redirect::{Redirect, RedirectState};
 use model::request::{Action, RequestFacts};
@@ -174,6 +174,10 @@ impl From<&Destination> for v1::Destination {
                 TlsMode::Terminate => "terminate".to_owned(),
                 TlsMode::Passthrough => "passthrough".to_owned(),
             },
+            resolve: match destination.resolve {
+                Resolution::Name => "name".to_owned(),
+                Resolution::Application => "application".to_owned(),
+            },
             insecure: destination.insecure,
             ca_bundle: destination.ca_bundle.clone(),
             sensitivity: destination.sensitivity.clone(),
@@ -206,6 +210,12 @@ impl TryFrom<&v1::Destination> for Destination {
                 "terminate" => TlsMode::Terminate,
                 "passthrough" => TlsMode::Passthrough,
                 _ => return Err(Invalid("destination.tls")),
+            },
+            resolve: match destination.resolve.as_str() {
+                "" | "name" => Resolution::Name,
+                // Without TLS nothing would prove the server.
+                "application" if !destination.insecure => Resolution::Application,
+                _ => return Err(Invalid("destination.resolve")),
             },
             insecure: destination.insecure,
             ca_bundle: destination.ca_bundle.clone(),
@@ -462,6 +472,7 @@ mod tests {
                 protocol: Protocol::Http,
                 http_versions: vec![HttpVersion::Http2, HttpVersion::Http1],
                 tls: TlsMode::Terminate,
+                resolve: Resolution::Application,
                 insecure: false,
                 ca_bundle: "pem".into(),
                 sensitivity: "high".into(),

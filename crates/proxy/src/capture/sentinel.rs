@@ -59,10 +59,9 @@ impl Signal {
 
 /// Whether a connection was dialled to a sentinel: it is never carried.
 #[must_use]
-pub fn is_sentinel(original: OriginalDestination) -> bool {
-    let OriginalDestination(address) = original;
-    address.ip().to_canonical().is_loopback()
-        && Signal::ALL.iter().any(|signal| signal.port() == address.port())
+pub fn is_sentinel(original: &OriginalDestination) -> bool {
+    original.address().is_some_and(|address| address.ip().to_canonical().is_loopback())
+        && Signal::ALL.iter().any(|signal| signal.port() == original.port())
 }
 
 /// Between two looks: a flushed redirect is noticed within this and the time of a look.
@@ -359,7 +358,7 @@ mod tests {
 
     #[test]
     fn only_loopback_has_sentinels() {
-        let is = |text: &str| is_sentinel(OriginalDestination(text.parse().unwrap()));
+        let is = |text: &str| is_sentinel(&OriginalDestination::dialled(text.parse().unwrap()));
         assert!(is("127.0.0.1:15011") && is("[::1]:15014") && is("[::ffff:127.0.0.1]:15012"));
         assert!(!is("127.0.0.1:15015") && !is("10.0.0.1:15011"));
     }

@@ -107,7 +107,7 @@ async fn answer_one(
 
 /// Ends the connection so that the last answer is read: a peer that still sends when we close is answered with a reset,
 /// and loses what it has not read (RFC 9112 §9.6).
-async fn linger(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
+pub(crate) async fn linger(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     let discard = async {
         if io.shutdown().await.is_err() {
             return;
@@ -135,7 +135,7 @@ fn unreadable(error: &hyper::Error) -> Failure {
 }
 
 /// Records the refusal and renders its answer.
-fn refuse(connection: &Connection, failure: &Failure) -> Vec<u8> {
+pub(crate) fn refuse(connection: &Connection, failure: &Failure) -> Vec<u8> {
     let id = DecisionId(rand::random());
     call::refuse_unread(connection, id, failure);
     answer::as_http1(&answer::answer(Dialect::Problem, failure, id, &[]))
