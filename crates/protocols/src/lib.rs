@@ -5,11 +5,10 @@
 
 pub mod answer;
 pub mod client_hello;
-pub mod connect;
 pub mod detect;
 pub mod edit;
 pub mod http;
-pub mod standing;
+pub mod redact;
 
 /// Bytes or fields that are not what they should be, or could be read in two ways. Says what is wrong, without
 /// repeating values that may be secret.

@@ -319,6 +319,7 @@ mod tests {
                 name: None,
                 protocol: "tcp".into(),
                 destination: None,
+                bypass: None,
             }),
         }
     }

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
-use model::redirect::Redirect;
 use model::{Code, Failure, GrantId, Secret, UnixMillis};
 use prometheus::{IntCounter, IntGauge, Registry};
 use tonic::transport::Channel;
@@ -46,7 +45,6 @@ pub struct Session {
     directory: Arc<StateDir>,
     audit: Audit,
     log: service::telemetry::LogHandle,
-    redirect: tokio::sync::watch::Receiver<Redirect>,
     key: Arc<Zeroizing<Vec<u8>>>,
     client: ArcSwapOption<ControlPlaneClient<Channel>>,
     metrics: Metrics,
@@ -96,7 +94,6 @@ impl Session {
         directory: Arc<StateDir>,
         audit: Audit,
         log: service::telemetry::LogHandle,
-        redirect: tokio::sync::watch::Receiver<Redirect>,
         registry: &Registry,
     ) -> anyhow::Result<Arc<Self>> {
         match watch::restore(&state, &directory) {
@@ -115,7 +112,6 @@ impl Session {
             directory,
             audit,
             log,
-            redirect,
             client: ArcSwapOption::empty(),
             metrics: Metrics::new(registry)?,
         }))
@@ -231,7 +227,6 @@ impl Session {
             directory: self.directory.clone(),
             trust: config.trust.clone(),
             log: self.log.clone(),
-            redirect: self.redirect.clone(),
             up: watch_up,
         };
         let noticing = async {
