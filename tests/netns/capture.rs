@@ -1,7 +1,9 @@
 //! The redirect and a proxy that has never heard from a control plane: nothing passes, in either family.
 
+use std::time::Duration;
+
 use tests::world::CONTROL_ROOT;
-use tests::{Evidence, Mode, Sandbox, Workload, World};
+use tests::{As, Evidence, Mode, Place, Sandbox, Workload, World};
 
 const CHARGE: &str = "/v1/charges/42";
 
@@ -41,12 +43,42 @@ fn without_any_policy_nothing_passes() {
 }
 
 #[test]
+fn without_ipv6_the_proxy_does_not_start() {
+    let world = World::new().unwrap();
+    let sandbox = world.sandbox();
+    sandbox.write(CONTROL_ROOT, world.certificates().root()).unwrap();
+    sandbox.write("/run/countersign/private/token", "none").unwrap();
+    sandbox.add_client("v4only").unwrap();
+    let place = Place::Client("v4only");
+    sandbox.script(place, "ip -6 addr del ::1/128 dev lo").unwrap();
+    let state = "/run/countersign/private/v4only";
+    sandbox.private_directory(state, 0).unwrap();
+    let program = format!("{}/countersign-proxy", tests::sandbox::PROGRAMS);
+    let output = sandbox
+        .command(place, As::Root, program)
+        .args(["serve", "--control", "https://control.demo.test:8440", "--control-ca", CONTROL_ROOT])
+        .args([
+            "--state",
+            state,
+            "--spool",
+            &format!("{state}/spool"),
+            "--bundle",
+            &format!("{state}/bundle.pem"),
+        ])
+        .args(["--evidence-token", "/run/countersign/private/token"])
+        .output(Duration::from_secs(20))
+        .unwrap();
+    assert!(!output.success(), "{output:?}");
+    assert!(output.stderr.contains("both IPv4 and IPv6 loopback are needed"), "{output:?}");
+}
+
+#[test]
 fn a_dead_proxy_means_refused_and_a_removed_redirect_means_direct() {
     worlds(|world, mut billing| {
         billing.launch_proxy().unwrap();
         billing.proxy().wait_until_live().unwrap();
         let said = billing.redirect().unwrap();
-        assert!(said.contains("not redirected"), "the exclusions are printed: {said}");
+        assert!(said.contains("not captured: loopback"), "the exclusions are printed: {said}");
         billing.proxy().kill9();
         for family in ["-4", "-6"] {
             let dead = billing.payments(CHARGE).args([family]).send().unwrap();

@@ -28,7 +28,6 @@ fn observe_passes_what_is_not_covered_untouched_and_records_it() {
     // No document names it, so the mode is the control plane's; the quickstart's workload says `enforce` itself.
     let mut nightly = world.workload("nightly", Evidence::pod("batch", "nightly")).unwrap();
     nightly.start_proxy().unwrap();
-    nightly.redirect().unwrap();
     // Verified by the server's own root alone: whoever had opened the connection would be noticed.
     let url = "https://issuer.demo.test:8443/openid/v1/jwks";
     for family in ["-4", "-6"] {
@@ -53,7 +52,6 @@ fn a_server_that_speaks_first_is_heard_in_observe_and_not_dialled_in_enforce() {
         // A workload that no document names: the mode is the control plane's.
         let mut nightly = world.workload("nightly", Evidence::pod("batch", "nightly")).unwrap();
         nightly.start_proxy().unwrap();
-        nightly.redirect().unwrap();
         let listen = "exec 3<>/dev/tcp/10.77.0.10/2525 && timeout 3 head -c 12 <&3";
         let output = nightly.application("bash").args(["-c", listen]).output(SOON * 2).unwrap();
         assert_eq!(output.text() == "220 payments", heard, "{egress:?} {output:?}");
@@ -315,8 +313,8 @@ fn a_full_spool_stops_calls_that_need_a_credential_and_no_others() {
     billing.launch_proxy().unwrap();
     let change = |args: &mut Vec<String>| args.extend(["--spool-max-mib".to_owned(), "2".to_owned()]);
     billing.proxy().restart_with(change).unwrap();
-    billing.proxy().wait_until_ready().unwrap();
     billing.redirect().unwrap();
+    billing.proxy().wait_until_ready().unwrap();
     assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
     world.control().kill9();
     // Events can't be delivered; a few thousand calls fill the spool.
@@ -342,8 +340,8 @@ fn with_settings(world: &mut World, settings: &[&str]) -> Workload {
     billing.launch_proxy().unwrap();
     let more = settings.iter().map(|setting| (*setting).to_owned());
     billing.proxy().restart_with(|args: &mut Vec<String>| args.extend(more)).unwrap();
-    billing.proxy().wait_until_ready().unwrap();
     billing.redirect().unwrap();
+    billing.proxy().wait_until_ready().unwrap();
     billing
 }
 

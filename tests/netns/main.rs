@@ -2,19 +2,18 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
-mod bypass;
 mod capture;
+mod corporate;
 mod demo;
 mod dialects;
+mod explicit;
 mod failures;
-mod floods;
 mod kill;
-mod limits;
+mod names;
+mod passage;
 mod protocols;
-mod redaction;
-mod revocation;
+mod redirect;
 mod sandbox;
-mod secrets;
 mod service;
 mod story;
 
@@ -45,7 +44,7 @@ fn collect(value: &Value, kind: &str, found: &mut Vec<Value>) {
 
 /// Waits until something is so.
 #[track_caller]
-fn eventually(within: Duration, is_so: impl Fn() -> bool) {
+fn eventually(within: Duration, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + within;
     while !is_so() {
         assert!(Instant::now() < deadline, "not within {} s", within.as_secs());

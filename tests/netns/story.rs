@@ -28,7 +28,6 @@ fn an_unmodified_client_gets_what_a_stranger_does_not() {
         let mut billing = world.workload("billing", Evidence::billing()).unwrap();
         assert_eq!(billing.payments(CHARGE).send().unwrap().status, 401);
         billing.start_proxy().unwrap();
-        billing.redirect().unwrap();
         let call = || billing.payments(CHARGE);
         for (call, version) in [
             (call().http1().v4(), "HTTP/1.1"),
@@ -69,7 +68,6 @@ fn what_no_rule_allows_is_refused_and_reaches_nobody() {
 
         let mut nightly = world.workload("nightly", Evidence::pod("batch", "nightly")).unwrap();
         nightly.start_proxy().unwrap();
-        nightly.redirect().unwrap();
         let stranger = nightly.payments(CHARGE).send().unwrap();
         assert_eq!((stranger.status, stranger.code()), (403, "CS5005"), "{stranger:?}");
 
@@ -180,7 +178,6 @@ fn it_works_with_the_token_of_a_ci_job_too() {
     let evidence = Evidence::job("acme/billing").with(&["--audience", "countersign-ci"]);
     let mut job = world.workload("job", evidence).unwrap();
     job.start_proxy().unwrap();
-    job.redirect().unwrap();
     let answer = job.payments(CHARGE).send().unwrap();
     assert_eq!(answer.status, 200, "{answer:?} {}", answer.text());
     assert_eq!(answer.json().unwrap()["caller"], "spiffe://demo/ci/acme");

@@ -104,6 +104,16 @@ impl Daemon {
         self.answers("/readyz", &mut String::new())
     }
 
+    /// What it says about being ready.
+    ///
+    /// # Errors
+    /// If it can't be asked.
+    pub fn readiness(&self) -> anyhow::Result<String> {
+        let mut said = String::new();
+        self.answers("/readyz", &mut said)?;
+        Ok(said)
+    }
+
     fn answers(&self, question: &str, said: &mut String) -> anyhow::Result<bool> {
         let Some(probe) = &self.recipe.probe else { return Ok(true) };
         let url = probe.url.replace("/readyz", question);

@@ -12,6 +12,7 @@ pub mod daemon;
 pub mod edge;
 pub mod footprint;
 pub mod http;
+pub mod names;
 pub mod sandbox;
 pub mod search;
 pub mod workload;

@@ -20,8 +20,6 @@ const APPLICATION_UID: u32 = 10_001;
 const MARK: &str = "4919";
 /// Time for a command that sets something up.
 const COMMAND: Duration = Duration::from_secs(20);
-/// Time for a flood.
-const FLOOD: Duration = Duration::from_secs(520);
 
 /// What the workload can prove about itself.
 #[derive(Clone, Debug)]
@@ -165,16 +163,17 @@ impl Workload {
         self.sandbox.read(format!("{}/token", self.directory()))
     }
 
-    /// Starts its proxy and waits until it is ready.
+    /// Installs the redirect, starts its proxy and waits until that is ready: the order of a pod.
     ///
     /// # Errors
     /// If it does not become ready.
     pub fn start_proxy(&mut self) -> anyhow::Result<()> {
+        self.redirect()?;
         self.launch_proxy()?;
         self.proxy().wait_until_ready()
     }
 
-    /// Starts its proxy; it may never become ready.
+    /// Starts its proxy; it may never become ready, and does not as long as nothing is redirected to it.
     ///
     /// # Errors
     /// If it can't be started.
@@ -219,12 +218,20 @@ impl Workload {
     /// # Errors
     /// If it fails.
     pub fn redirect(&self) -> anyhow::Result<String> {
+        self.redirect_with(&[])
+    }
+
+    /// The same with more arguments of `capture install`.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub fn redirect_with(&self, more: &[&str]) -> anyhow::Result<String> {
         let uid = self.proxy_uid().to_string();
         let exempt = match self.sandbox.mode() {
             Mode::Root => ["--proxy-uid", &uid],
             Mode::Rootless => ["--proxy-mark", MARK],
         };
-        self.capture(&[&["install", "--proxy-port", PROXY_PORT], &exempt[..]].concat())
+        self.capture(&[&["install", "--proxy-port", PROXY_PORT], &exempt[..], more].concat())
     }
 
     /// Runs `countersign-proxy capture`.
@@ -302,20 +309,6 @@ impl Workload {
             .args(args)
             .start_with_lifeline(name, &log)?;
         Ok(Steady { process })
-    }
-}
-
-impl Workload {
-    /// An application that means ill, or is broken (`flood-client`); what became of its connections, and how often.
-    ///
-    /// # Errors
-    /// If it does not end.
-    pub fn flood(&self, args: &[&str]) -> anyhow::Result<BTreeMap<String, usize>> {
-        let program = format!("{PROGRAMS}/flood-client");
-        let output = self.application(&program).args(args).output(FLOOD)?;
-        let value: serde_json::Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("flood-client {}: {output:?}", args.join(" ")))?;
-        serde_json::from_value(value["became"].clone()).context("what became of it")
     }
 }
 

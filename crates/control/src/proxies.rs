@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use model::redirect::Redirect;
+use model::slice::Egress;
 use model::{GrantId, InstanceId, SpiffeId, UnixMillis, Version};
 use prometheus::IntGauge;
 use tokio::sync::watch;
@@ -32,6 +34,10 @@ pub struct ProxyState {
     pub session_ends: UnixMillis,
     /// Its program's version.
     pub program: String,
+    /// The egress mode that it was sent last.
+    pub egress: Egress,
+    /// What it found of the redirect that leads to it.
+    pub redirect: Redirect,
 }
 
 /// All of them.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use model::redirect::Redirect;
+use model::slice::Egress;
 use model::{Code, Failure, Version};
 use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
@@ -72,6 +74,8 @@ impl Watcher {
             last_seen: now(),
             session_ends: certificate.not_after,
             program: start.proxy_version,
+            egress: Egress::default(),
+            redirect: Redirect::default(),
         });
         let mut changed = self.index.changed();
         let mut revoked = self.proxies.revoked();
@@ -104,6 +108,12 @@ impl Watcher {
                 message = requests.message() => {
                     match message.ok().flatten().and_then(|message| message.message) {
                         Some(v1::watch_request::Message::Ack(ack)) => acknowledged(&registration, ack),
+                        Some(v1::watch_request::Message::Redirect(found)) => {
+                            registration.update(|state| {
+                                state.last_seen = now();
+                                state.redirect = (&found).into();
+                            });
+                        }
                         Some(v1::watch_request::Message::Start(_)) | None => return Ok(()),
                     }
                 }
@@ -143,6 +153,7 @@ impl Watcher {
         if *sent == (version, hash.clone()) {
             // It runs this already; whoever waits for the newer policies need not wait for it.
             registration.update(|state| {
+                state.egress = slice.egress;
                 if state.running == version && state.refused.is_empty() {
                     state.confirmed = policies.version;
                 }
@@ -151,6 +162,7 @@ impl Watcher {
         }
         registration.update(|state| {
             state.wanted = version;
+            state.egress = slice.egress;
             state.confirmed = Version::default();
         });
         *sent = (version, hash.clone());

@@ -11,6 +11,7 @@ use crate::credential::GrantId;
 use crate::decision::{DecisionId, NearMiss};
 use crate::error::Code;
 use crate::name::{ResourceRef, SpiffeId};
+use crate::redirect::Redirect;
 use crate::time::UnixMillis;
 use crate::version::Version;
 
@@ -149,6 +150,8 @@ pub enum What {
     Attested(Attested),
     /// An administrator changed something (written by the control plane).
     Administration(Administration),
+    /// The redirect that leads to a proxy came, went, or carries something else than before.
+    Redirect(RedirectSeen),
     /// Events that were not recorded, because of `audit.onFull: drop` or a torn tail.
     Gap(Gap),
 }
@@ -183,7 +186,7 @@ pub struct Intent {
     /// The credential's id.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub grant: Option<GrantId>,
-    /// The address that is dialled.
+    /// The address that the application dialled, or the `host:port` for which it asked the explicit proxy.
     pub upstream: String,
 }
 
@@ -265,7 +268,7 @@ pub struct Passed {
     pub decision: DecisionId,
     /// Who called.
     pub caller: SpiffeId,
-    /// The address that the application dialled.
+    /// The address that the application dialled, or that was dialled for it; empty if a corporate proxy found it.
     pub address: String,
     /// The name that it gave (SNI or Host), if it gave one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -275,9 +278,6 @@ pub struct Passed {
     /// The destination's document, if a policy covers it (`tls: passthrough`, `protocol: tcp`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<ResourceRef>,
-    /// The bypass under which it passed, if there was one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bypass: Option<String>,
 }
 
 /// A credential of the application's own, seen in a header that we own or in a call that passed.
@@ -363,6 +363,22 @@ pub struct Administration {
     /// The administrator's reason, if given.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+}
+
+/// What a proxy found when it looked for the redirect that leads to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RedirectSeen {
+    /// Whose connections are redirected, if that is known yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caller: Option<SpiffeId>,
+    /// What the rules carry.
+    pub redirect: Redirect,
+    /// What is wrong, if something is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub code: Option<Code>,
+    /// One sentence about it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
 }
 
 /// Events that are missing, and why.

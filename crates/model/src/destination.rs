@@ -24,12 +24,12 @@ pub struct Destination {
     pub http_versions: Vec<HttpVersion>,
     /// Whether its TLS is opened.
     pub tls: TlsMode,
+    /// Who finds its address.
+    pub resolve: Resolution,
     /// Whether a credential may be sent to it without TLS.
     pub insecure: bool,
     /// Roots for its certificate in PEM, instead of the proxy's; empty for the proxy's.
     pub ca_bundle: String,
-    /// Whether a credential that it sends back is taken out of its answers.
-    pub redact: bool,
     /// How sensitive its data is, in the words of the platform team; for policies and audit.
     pub sensitivity: String,
 }
@@ -70,6 +70,16 @@ pub enum TlsMode {
     Terminate,
     /// Left shut: pinned clients, or the application's own client certificate.
     Passthrough,
+}
+
+/// Who finds the address of a destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resolution {
+    /// The proxy, by the name: the application's address counts if it is among the name's own.
+    Name,
+    /// The application: it has chosen one member of a headless service, and no other is right. Never without TLS, which
+    /// alone then proves the server.
+    Application,
 }
 
 impl Destination {

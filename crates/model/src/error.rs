@@ -167,8 +167,20 @@ codes! {
         "A connection reached the proxy's port without having been redirected.",
         "Nothing may dial the proxy's port by itself; check the redirect with `countersign-proxy capture show`.";
     ForbiddenAddress "CS1002" "Address refused" Some(403), "destination_ip_prohibited", false, Operator,
-        "A covered call would go to a loopback, link-local or metadata address, or to one of the proxy's own ports.",
+        "A covered or an explicit-proxy call would go to a loopback, link-local or metadata address, or to one of the proxy's own ports.",
         "List the address in the Destination if it is meant; the proxy's own ports are always refused.";
+    RedirectGone "CS1003" "Redirect is gone" None, "-", false, Operator,
+        "The rules that send the workload's connections to the proxy are not there, or not for both IPv4 and IPv6: calls go around it.",
+        "Find out who removed them, and reinstall them with `countersign-proxy capture install`.";
+    RedirectLoop "CS1004" "Redirect catches the proxy" None, "-", false, Operator,
+        "The rules send the proxy's own connections back to it, so it carries nothing.",
+        "Reinstall them with the UID that the proxy runs as, or with its mark.";
+    UidShared "CS1005" "Another process has the proxy's UID" None, "-", false, Operator,
+        "A process that is not the proxy runs with its UID, so the redirect exempts it too: its calls go around the proxy.",
+        "Give the proxy a UID of its own, and the application another.";
+    ProxyAuthentication "CS1006" "Proxy authentication required" Some(407), "http_request_denied", false, Caller,
+        "The explicit proxy asks for a token (`--explicit-token-file`), and the application did not send it.",
+        "Put it into the proxy's URL as the password: http://any:TOKEN@127.0.0.1:PORT.";
 
     // 2: tls
     BadClientHello "CS2001" "Not a TLS handshake" None, "-", false, Caller,
@@ -195,7 +207,7 @@ codes! {
         "The application has more open requests than the proxy's limit for it.",
         "Make fewer calls at a time, or raise the limit.";
     OverLimit "CS3005" "Proxy is at its limit" Some(503), "connection_limit_reached", true, Us,
-        "The proxy holds as many connections, or as much memory, as its limit.",
+        "The proxy holds as many connections as its limit.",
         "Raise the limit or the memory of the proxy.";
     Misdirected "CS3006" "Names disagree" Some(421), "http_request_error", false, Caller,
         "SNI, Host or `:authority`, and port of one request name different services.",
@@ -210,20 +222,11 @@ codes! {
         "TRACE would echo the credential to the application.",
         "Use another method.";
     NotCarried "CS3010" "Not carried" Some(403), "http_request_denied", false, Us,
-        "The request asks for a protocol that the proxy does not carry to a covered destination: CONNECT or an Upgrade.",
+        "The request asks for what the proxy does not carry: CONNECT or an Upgrade to a covered destination, or another scheme than `http` in absolute-form.",
         "Say `tls: passthrough` in the Destination if the connection as such is to be judged.";
     GrpcNeedsHttp2 "CS3011" "gRPC needs HTTP/2" Some(403), "http_protocol_error", false, Caller,
         "The call is gRPC, but the application or the destination speaks HTTP/1.1 only; gRPC is never translated down.",
         "Use a gRPC client over HTTP/2; see that the destination offers `h2`, or is declared with `httpVersions: [h2]`.";
-    RequestTimeout "CS3020" "Request took too long" Some(408), "http_request_error", false, Caller,
-        "The request's header did not end, or its body did not go on, in time.",
-        "See why the client stalls, or raise the time-out.";
-    BodyStalled "CS3021" "Exchange stood still" None, "-", false, Us,
-        "Nothing of an answer's body moved for as long as the time-out: its sender or its reader stalls.",
-        "See which of them stalls, or raise `--body-timeout` or `--stream-timeout`.";
-    StreamFlood "CS3022" "Too many streams given up" None, "-", false, Caller,
-        "The application opened streams of one HTTP/2 connection and gave them up, more often than the limit.",
-        "Mend the client, or raise `--max-resets`.";
 
     // 4: identity
     NoCaller "CS4001" "Workload is not attested" Some(503), "proxy_internal_error", true, Operator,
@@ -273,9 +276,6 @@ codes! {
     Blocked "CS5007" "Blocked" Some(403), "http_request_denied", false, Operator,
         "An administrator has blocked the workload, the destination or the credential provider.",
         "`countersign get blocks` shows it; `countersign revoke --lift` ends it.";
-    BypassEnded "CS5020" "Bypass has ended" None, "-", false, Operator,
-        "The connection passed untouched under a bypass, which is over; a policy covers what it goes to.",
-        "Nothing: a new connection is judged as ever. `countersign get bypasses` shows those in force.";
 
     // 6: credential
     ControlPlaneUnreachable "CS6001" "Control plane can't be reached" Some(503), "proxy_internal_error", true, Us,
@@ -319,9 +319,13 @@ codes! {
     UpstreamTls "CS8007" "Upstream TLS handshake failed" Some(502), "tls_protocol_error", false, Upstream,
         "The destination speaks no TLS version or cipher that the proxy accepts.",
         "TLS 1.2 with ECDHE and AEAD, or TLS 1.3, is needed.";
-    EncodedAnswer "CS8020" "Answer is compressed" Some(502), "http_protocol_error", false, Upstream,
-        "The destination says `redact`, and its answer is compressed although it was asked for as it is.",
-        "Let the service honour `accept-encoding: identity`, or drop `redact` from the Destination.";
+
+    UpstreamProxyRefused "CS8008" "Refused by the corporate proxy" Some(502), "proxy_configuration_error", false, Operator,
+        "The corporate proxy (`--upstream-proxy`) does not take our credential (407), or does not let the call through.",
+        "Correct its credential (`--upstream-proxy-credential-file`), or have it allow the destination.";
+    UpstreamProxyUnusable "CS8009" "Corporate proxy can't be used" Some(502), "proxy_configuration_error", true, Operator,
+        "The corporate proxy (`--upstream-proxy`) can't be reached, or does not answer CONNECT with valid HTTP.",
+        "Check its address and that it is up; `--upstream-proxy-except` says what is reached without it.";
 
     // 9: audit
     SpoolFull "CS9001" "Audit spool is full" Some(503), "proxy_internal_error", true, Us,

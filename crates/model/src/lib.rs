@@ -10,6 +10,7 @@ pub mod decision;
 pub mod destination;
 pub mod error;
 pub mod name;
+pub mod redirect;
 pub mod request;
 pub mod slice;
 pub mod text;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use model::name::{Namespace, ResourceRef};
 use model::slice::{
-    Block, BlockTarget, Bypass, CompiledPolicy, Condition, Effect, Egress, ProviderFace, Rule, Slice,
+    Block, BlockTarget, CompiledPolicy, Condition, Effect, Egress, ProviderFace, Rule, Slice,
 };
 use model::{Caller, Code, Destination, Injection, Version};
 use resources::kind::{AccessPolicySpec, CredentialProviderSpec, DestinationSpec, Kind, RuleSpec, Spec};
@@ -192,7 +192,7 @@ fn compiled_rule(rule: &RuleSpec, credential: Option<ResourceRef>) -> Rule {
 }
 
 fn destination(name: &ResourceRef, spec: &DestinationSpec) -> Destination {
-    use model::destination::{Protocol, TlsMode};
+    use model::destination::{Protocol, Resolution, TlsMode};
     let default_ports: &[u16] = if spec.insecure { &[443, 80] } else { &[443] };
     Destination {
         name: name.clone(),
@@ -202,8 +202,8 @@ fn destination(name: &ResourceRef, spec: &DestinationSpec) -> Destination {
         protocol: spec.protocol.as_deref().and_then(values::protocol).unwrap_or(Protocol::Http),
         http_versions: spec.http_versions.iter().filter_map(|text| values::http_version(text)).collect(),
         tls: spec.tls.as_deref().and_then(values::tls_mode).unwrap_or(TlsMode::Terminate),
+        resolve: spec.resolve.as_deref().and_then(values::resolution).unwrap_or(Resolution::Name),
         insecure: spec.insecure,
-        redact: spec.redact,
         ca_bundle: spec.ca_bundle.clone().unwrap_or_default(),
         sensitivity: spec.sensitivity.clone().unwrap_or_default(),
     }
@@ -241,7 +241,6 @@ impl Compiled {
         &self,
         caller: &Caller,
         blocks: &[Block],
-        bypasses: &[Bypass],
         egress: &EgressDefaults,
         version: Version,
         revision_of: &dyn Fn(&ResourceRef) -> u64,
@@ -280,7 +279,6 @@ impl Compiled {
             providers: self.faces_of(&providers, revision_of),
             conditions: self.conditions.iter().filter(|c| conditions.contains(&c.name)).cloned().collect(),
             blocks: blocks.iter().filter(concerns).cloned().collect(),
-            bypasses: bypasses.iter().filter(|b| workloads.contains(&b.workload)).cloned().collect(),
             workloads,
             destinations,
             policies,

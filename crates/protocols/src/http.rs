@@ -30,26 +30,41 @@ pub struct Authority {
     pub port: Option<u16>,
 }
 
+/// Why a request has no one authority.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unclear {
+    /// There is none, or it is not one.
+    Malformed(Malformed),
+    /// Its target and its Host field name different servers.
+    Disagree,
+}
+
+impl From<Malformed> for Unclear {
+    fn from(malformed: Malformed) -> Self {
+        Self::Malformed(malformed)
+    }
+}
+
 /// The one authority of a request (RFC 9112 §3.2, RFC 9113 §8.3.1).
 ///
 /// # Errors
 /// If there is none, if there are several that differ, or if it has user information.
-pub fn authority_of(parts: &Parts) -> Result<Authority, Malformed> {
+pub fn authority_of(parts: &Parts) -> Result<Authority, Unclear> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let from_host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
         (Some(host), None) => Some(host_value(host)?),
-        (Some(_), Some(_)) => return Err(Malformed("the request has two Host fields")),
+        (Some(_), Some(_)) => return Err(Malformed("the request has two Host fields").into()),
     };
     let from_target =
         parts.uri.authority().map(|authority| parse_authority(authority.as_str())).transpose()?;
     match (from_target, from_host) {
         // RFC 9112 §3.2: a request of HTTP/1.1 without Host is refused, even in absolute-form.
-        (_, None) if parts.version == Version::HTTP_11 => Err(Malformed("the request has no Host field")),
-        (None, None) => Err(Malformed("the request names no host")),
-        (Some(target), Some(host)) if target != host => {
-            Err(Malformed("the request's target and its Host field differ"))
+        (_, None) if parts.version == Version::HTTP_11 => {
+            Err(Malformed("the request has no Host field").into())
         }
+        (None, None) => Err(Malformed("the request names no host").into()),
+        (Some(target), Some(host)) if target != host => Err(Unclear::Disagree),
         (Some(authority), _) | (None, Some(authority)) => Ok(authority),
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, header};
 use hyper::ext::ReasonPhrase;
 use model::decision::NearMiss;
-use model::{DecisionId, Failure};
+use model::{Code, DecisionId, Failure};
 use protocols::answer::{Dialect, Said};
 
 use crate::protocol::Body;
@@ -24,6 +24,10 @@ pub fn answer(
     let mut response = Response::new(body);
     *response.status_mut() = made.status;
     *response.headers_mut() = made.headers;
+    if failure.code == Code::ProxyAuthentication {
+        let challenge = HeaderValue::from_static("Basic realm=\"countersign\"");
+        response.headers_mut().insert(header::PROXY_AUTHENTICATE, challenge);
+    }
     // Only HTTP/1 has a reason phrase; h2 ignores the extension.
     if let Ok(reason) = ReasonPhrase::try_from(Bytes::from(made.reason)) {
         response.extensions_mut().insert(reason);

@@ -18,41 +18,37 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::BytesMut;
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
-use model::audit::{CallResult, Intent, Outcome, Refusal, StandingCredential, What};
+use model::audit::{CallResult, Intent, Outcome, Refusal, What};
 use model::decision::NearMiss;
 use model::destination::HttpVersion;
-use model::request::Action;
 use model::slice::Egress;
 use model::{Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, Verdict};
 use policy::{Question, Snapshot};
 use protocols::answer::Dialect;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tracing::{Instrument as _, debug_span};
 
 use crate::answer;
 use crate::audit::OpenCall;
-use crate::bypass;
 use crate::caller::CallerState;
 use crate::capture::accept::{Captured, OriginalDestination};
 use crate::credential::{Ask, Grant, Key};
-use crate::exchange::{End, Guarded, Open, why_stopped};
-use crate::memory::Reserved;
+use crate::exchange::{End, Guarded, Open};
+use crate::forward;
 use crate::passage;
 use crate::policy::{Route, route_http, route_tls, route_unknown};
-use crate::protocol::activity::{Activity, Busy};
 use crate::protocol::body::BodyError;
 use crate::protocol::facts::{self, Channel};
 use crate::protocol::interim::Interim;
 use crate::protocol::rewind::Rewind;
 use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, head, http1, http2};
-use crate::redact::{self, Redaction};
 use crate::rewrite;
+use crate::splice::reset;
+use crate::standing;
 use crate::tls::{self, Opening};
 use crate::upstream::pool::{Origin, OriginKey};
 use crate::upstream::send::Sender;
@@ -74,24 +70,21 @@ pub struct Connection {
     pub channel: Channel,
     /// The version of HTTP that the application speaks.
     pub version: HttpVersion,
-    /// What goes on on it.
-    pub activity: Activity,
 }
 
 /// Stages 1 and 2: where was it going, and is it opened?
-pub async fn connection(worker: &Rc<Worker>, captured: Captured) {
-    let Captured { mut stream, original, .. } = captured;
+pub async fn connection(worker: &Rc<Worker>, mut captured: Captured) {
     let caller = debug_span!("identity").in_scope(|| worker.shared.callers.at_accept());
     if let Some(caller) = &caller {
         worker.watch(caller);
     }
-    let snapshot = caller.as_ref().and_then(|caller| caller.snapshot());
-    let mut first = BytesMut::with_capacity(4096);
-    let opening = open(worker, snapshot.as_deref(), &mut stream, &mut first, original);
-    let Some(opening) = opening.instrument(debug_span!("tls")).await else {
+    let opening = open(worker, caller.as_ref(), &mut captured).instrument(debug_span!("tls")).await;
+    let Some(opening) = opening else {
         return;
     };
-    let begun = Begun { worker: worker.clone(), caller, original, stream, first };
+    // The application may have taken hours for its first byte: what counts is the policy of now.
+    let snapshot = caller.as_ref().and_then(|caller| caller.snapshot());
+    let begun = Begun { worker: worker.clone(), caller, captured };
     match snapshot {
         None => begun.without_policy(opening).await,
         Some(snapshot) => begun.routed(&snapshot, opening).await,
@@ -101,34 +94,35 @@ pub async fn connection(worker: &Rc<Worker>, captured: Captured) {
 /// Reads how the connection begins. `None` if it is over: it broke, or a server spoke first and it was carried.
 async fn open(
     worker: &Rc<Worker>,
-    snapshot: Option<&Snapshot>,
-    stream: &mut TcpStream,
-    first: &mut BytesMut,
-    original: OriginalDestination,
+    caller: Option<&Arc<CallerState>>,
+    captured: &mut Captured,
 ) -> Option<Opening> {
     let patience = worker.shared.limits.head;
-    let may_wait_for_server = snapshot.is_some_and(|snapshot| {
-        matches!(route_unknown(snapshot, original.0), Route::Pass | Route::Bypass(_) | Route::Connection(_))
-    });
-    let silence = if may_wait_for_server { SILENCE } else { patience };
-    let opening = tls::peek(stream, first, silence, patience).await.ok()?;
-    match opening {
-        Opening::Closed => None,
-        Opening::Silent if may_wait_for_server => {
-            passage::server_first(worker, stream, first, original).await
-        }
-        Opening::Silent => None,
-        known => Some(known),
+    let may_wait_for_server =
+        caller.is_some_and(|caller| passage::server_may_speak(caller, &captured.original));
+    let Captured { stream, first, .. } = &mut *captured;
+    if !first.is_empty() {
+        // It came behind a CONNECT.
+    } else if !may_wait_for_server {
+        tokio::time::timeout(patience, tls::first_bytes(stream, first)).await.ok()?.ok()?;
+    } else if let Ok(spoke) = tokio::time::timeout(SILENCE, tls::first_bytes(stream, first)).await {
+        spoke.ok()?;
+    } else {
+        passage::server_first(worker, caller?, captured).await?;
     }
+    let may_be_covered = caller
+        .and_then(|caller| caller.snapshot())
+        .is_none_or(|snapshot| passage::may_be_covered(&snapshot, captured.original.port()));
+    // Where nothing can be covered nothing has to be recognised: what stops in the middle waits for the server.
+    let patience = if may_wait_for_server && !may_be_covered { SILENCE } else { patience };
+    tls::peek(&mut captured.stream, &mut captured.first, patience).await.ok()
 }
 
 /// A connection whose first bytes have been read.
 struct Begun {
     worker: Rc<Worker>,
     caller: Option<Arc<CallerState>>,
-    original: OriginalDestination,
-    stream: TcpStream,
-    first: BytesMut,
+    captured: Captured,
 }
 
 impl Begun {
@@ -140,8 +134,9 @@ impl Begun {
             _ => {
                 let failure = Failure::new(Code::NoSnapshot, "no policy has been received yet");
                 self.worker.shared.metrics.failed(&failure);
-                passage::refuse(&self.worker, self.caller.as_deref(), None, self.original, &failure);
-                tls::reset(self.stream);
+                let original = &self.captured.original;
+                passage::refuse(&self.worker, self.caller.as_deref(), None, original, &failure);
+                reset(&self.captured.stream);
             }
         }
     }
@@ -150,10 +145,17 @@ impl Begun {
         match opening {
             Opening::Tls(hello) => {
                 let versions = tls::offered_versions(&hello);
-                let name = hello.sni.clone();
-                match route_tls(snapshot, name.as_ref(), self.original.0, !versions.is_empty()) {
+                let original = &self.captured.original;
+                // The explicit proxy was told a name: then TLS need not repeat it, but may not say another.
+                let name = hello.sni.clone().or_else(|| original.name().cloned());
+                let route = if hello.sni.as_ref().is_some_and(|sni| original.disagrees(sni)) {
+                    Route::Refuse(Code::Misdirected)
+                } else {
+                    route_tls(snapshot, name.as_ref(), original, !versions.is_empty())
+                };
+                match route {
                     // A refusal is opened too where it can be, so that it can be read.
-                    Route::Requests | Route::Refuse(Code::NotCovered | Code::Blocked)
+                    Route::Requests | Route::Refuse(Code::NotCovered | Code::Blocked | Code::Misdirected)
                         if name.is_some() && !versions.is_empty() =>
                     {
                         if let Some(name) = name {
@@ -164,53 +166,68 @@ impl Begun {
                 }
             }
             Opening::Http1 => {
-                let host =
-                    head::host(&mut self.stream, &mut self.first, self.worker.shared.limits.head).await;
-                match route_http(snapshot, host.as_ref(), self.original.0) {
+                let Captured { stream, first, original, .. } = &mut self.captured;
+                let told = head::host(stream, first, self.worker.shared.limits.head).await;
+                // A head that never ends names no host, but a policy may cover what it was going to name.
+                let unfinished = told.is_none() && !head::is_complete(first);
+                let disagrees = told.as_ref().is_some_and(|(host, port)| {
+                    original.is_asked()
+                        && (original.disagrees(host) || port.is_some_and(|port| port != original.port()))
+                });
+                let host = told.map(|(host, _)| host).or_else(|| original.name().cloned());
+                match route_http(snapshot, host.as_ref(), original) {
+                    _ if disagrees => self.requests_in_clear(&Opening::Http1).await,
+                    Route::Pass if unfinished && passage::may_be_covered(snapshot, original.port()) => {
+                        self.requests_in_clear(&Opening::Http1).await;
+                    }
                     Route::Requests | Route::Refuse(_) => self.requests_in_clear(&Opening::Http1).await,
                     route => self.carried(route, host.map(|h| h.to_string()), "http").await,
                 }
             }
             // Its names are in its requests, so it is read unless nothing could cover it.
-            Opening::Http2 => match route_http(snapshot, None, self.original.0) {
-                Route::Pass if !passage::may_be_covered(snapshot, self.original.0.port()) => {
-                    self.carried(Route::Pass, None, "http").await;
+            Opening::Http2 => {
+                let original = &self.captured.original;
+                match route_http(snapshot, original.name(), original) {
+                    Route::Pass if !passage::may_be_covered(snapshot, original.port()) => {
+                        let name = original.name().map(ToString::to_string);
+                        self.carried(Route::Pass, name, "http").await;
+                    }
+                    _ => self.requests_in_clear(&Opening::Http2).await,
                 }
-                route @ Route::Bypass(_) => self.carried(route, None, "http").await,
-                _ => self.requests_in_clear(&Opening::Http2).await,
-            },
-            Opening::Unknown | Opening::Silent | Opening::Closed => {
-                let route = route_unknown(snapshot, self.original.0);
-                self.carried(route, None, "tcp").await;
+            }
+            // Half a ClientHello names nobody, but a policy may cover what it was going to name.
+            Opening::Unfinished if passage::may_be_covered(snapshot, self.captured.original.port()) => {
+                self.carried(Route::Refuse(Code::BadClientHello), None, "tls").await;
+            }
+            Opening::Unknown | Opening::Unfinished => {
+                let original = &self.captured.original;
+                let (route, name) = (route_unknown(snapshot, original), original.name());
+                let name = name.map(ToString::to_string);
+                self.carried(route, name, "tcp").await;
             }
         }
     }
 
     /// Carries the connection as such, or closes it.
     async fn carried(self, route: Route, name: Option<String>, protocol: &'static str) {
-        let Self { worker, caller, original, stream, first } = self;
+        let Self { worker, caller, captured: Captured { stream, first, original, dialled } } = self;
         let Some(caller) = caller else { return };
-        passage::carry(&worker, &caller, route, passage::Passing { original, stream, first, name, protocol })
-            .await;
+        let passing = passage::Passing { original, stream, dialled, first, name, protocol };
+        passage::carry(&worker, &caller, route, passing).await;
     }
 
     async fn requests_in_clear(self, opening: &Opening) {
         let version = if matches!(opening, Opening::Http2) { HttpVersion::Http2 } else { HttpVersion::Http1 };
-        let channel = Channel { original: self.original.0, name: None, secure: false };
-        let activity = Activity::default();
-        let connection = Connection { worker: self.worker, caller: self.caller, channel, version, activity };
-        serve(Rc::new(connection), Rewind::new(self.first, self.stream)).await;
+        let Captured { stream, first, original, .. } = self.captured;
+        let channel = Channel { original: Some(original), name: None, secure: false };
+        let connection = Connection { worker: self.worker, caller: self.caller, channel, version };
+        serve(Rc::new(connection), Rewind::new(first, stream)).await;
     }
 
     async fn requests_in_tls(self, snapshot: &Snapshot, name: model::HostName, offered: &[HttpVersion]) {
         let version = self.version_to_offer(snapshot, &name, offered).await;
-        let patience = self.worker.shared.limits.head;
-        let io = Rewind::new(self.first, self.stream);
-        let opened = tokio::time::timeout(patience, self.worker.terminator.open(io, &name, version, now()));
-        let opened = opened.await.unwrap_or_else(|_| {
-            let detail = format!("the handshake for {name} did not end within {} s", patience.as_secs());
-            Err(Failure::new(Code::DownstreamHandshake, detail))
-        });
+        let Captured { stream, first, original, .. } = self.captured;
+        let opened = self.worker.terminator.open(Rewind::new(first, stream), &name, version, now()).await;
         let stream = match opened {
             Ok(stream) => stream,
             Err(failure) => {
@@ -223,9 +240,8 @@ impl Begun {
             Some(b"h2") => HttpVersion::Http2,
             _ => HttpVersion::Http1,
         };
-        let channel = Channel { original: self.original.0, name: Some(name), secure: true };
-        let activity = Activity::default();
-        let connection = Connection { worker: self.worker, caller: self.caller, channel, version, activity };
+        let channel = Channel { original: Some(original), name: Some(name), secure: true };
+        let connection = Connection { worker: self.worker, caller: self.caller, channel, version };
         serve(Rc::new(connection), stream).await;
     }
 
@@ -238,18 +254,21 @@ impl Begun {
         offered: &[HttpVersion],
     ) -> Option<HttpVersion> {
         let fallback = offered.last().copied();
-        let (Some(destination), Some(caller)) =
-            (snapshot.cover(name, self.original.0.port()), self.caller.as_ref().and_then(|c| c.caller()))
-        else {
+        let original = &self.captured.original;
+        let (Some(destination), Some(caller), false) = (
+            snapshot.cover(name, original.port()),
+            self.caller.as_ref().and_then(|c| c.caller()),
+            original.disagrees(name),
+        ) else {
             return fallback;
         };
-        let key = OriginKey::new(caller.id.clone(), name.clone(), self.original.0.port(), true, destination);
+        let key = OriginKey::new(caller.id.clone(), name.clone(), true, destination, original);
         let origin = self.worker.pool.origin(key);
         if let Some(known) = origin.version_for(offered, &destination.http_versions) {
             return Some(known);
         }
         let interim = Interim::default();
-        let sender = sender(&self.worker, &origin, destination, self.original, &interim);
+        let sender = sender(&self.worker, &origin, destination, original.clone(), &interim);
         match Box::pin(sender.learn()).await {
             Ok(version) if offered.contains(&version) => Some(version),
             Ok(_) => fallback,
@@ -257,16 +276,6 @@ impl Begun {
                 tracing::debug!(stage = "upstream", code = %failure.code, "{failure}");
                 fallback
             }
-        }
-    }
-}
-
-impl Connection {
-    /// Ready when nothing new may come on it: the proxy drains, or the workload is bypassed.
-    pub async fn told_to_end(&self) {
-        tokio::select! {
-            () = self.worker.shared.drain.clone().started() => {}
-            () = bypass::begun(self.caller.clone()) => {}
         }
     }
 }
@@ -292,10 +301,9 @@ fn sender<'a>(
         origin,
         destination,
         original,
-        resolver: &worker.resolver,
+        dialler: &worker.dialler,
         roots: &worker.shared.roots,
-        socket: &worker.shared.socket,
-        patience: worker.shared.limits.patience,
+        handshake_patience: worker.shared.limits.patience.handshake,
         answer_patience: worker.shared.limits.answer,
         interim,
     }
@@ -311,7 +319,7 @@ pub async fn exchange(
     let id = DecisionId(rand::random());
     let (parts, body) = request.into_parts();
     let asker = Asker { dialect: Dialect::of(&parts), head: parts.method == Method::HEAD };
-    let begun = Asked { id, started, interim, _busy: connection.activity.begin() };
+    let begun = Asked { id, started, interim };
     let response = match carry(connection, begun, parts, body).await {
         Ok(response) => response,
         Err(refused) => refuse(connection, id, asker, *refused),
@@ -327,6 +335,8 @@ struct Refused {
     method: String,
     destination: Option<ResourceRef>,
     decision: Option<Arc<Decision>>,
+    /// Whom the request named, if that alone is known.
+    authority: Option<String>,
     /// Whether its intent is recorded already: then the outcome is too, and there is no refusal to record.
     recorded: bool,
 }
@@ -334,12 +344,21 @@ struct Refused {
 impl Refused {
     fn before_judgement(failure: Failure, parts: &Parts) -> Box<Self> {
         let method = parts.method.as_str().to_owned();
-        Box::new(Self { failure, facts: None, method, destination: None, decision: None, recorded: false })
+        // Without user information, which may hold a password.
+        let named = parts.uri.authority().map(|a| (a.host(), a.port_u16().unwrap_or(facts::HTTP_PORT)));
+        let authority = named.map(|(host, port)| format!("{host}:{port}"));
+        Box::new(Self { authority, method, ..Self::unread(failure) })
     }
 
     fn of(failure: Failure, facts: &RequestFacts) -> Box<Self> {
         let (facts, method) = (Some(facts.clone()), facts.method.clone());
-        Box::new(Self { failure, facts, method, destination: None, decision: None, recorded: false })
+        Box::new(Self { facts, method, ..Self::unread(failure) })
+    }
+
+    fn unread(failure: Failure) -> Self {
+        let method = String::new();
+        let (facts, destination, decision, authority) = (None, None, None, None);
+        Self { failure, facts, method, destination, decision, authority, recorded: false }
     }
 
     fn judged(mut self: Box<Self>, judged: &Judged) -> Box<Self> {
@@ -358,11 +377,12 @@ struct Judged {
 }
 
 /// A request of the application, from its first moment.
-struct Asked {
-    id: DecisionId,
+pub struct Asked {
+    /// Names the call.
+    pub id: DecisionId,
     started: Instant,
-    interim: Interim,
-    _busy: Busy,
+    /// Where interim answers go.
+    pub interim: Interim,
 }
 
 async fn carry(
@@ -372,41 +392,38 @@ async fn carry(
     body: Body,
 ) -> Result<Response<Body>, Box<Refused>> {
     let id = asked.id;
-    let room = within_limits(connection, &parts, &body).map_err(|f| Refused::before_judgement(f, &parts))?;
+    within_limits(connection, &parts, &body).map_err(|f| Refused::before_judgement(f, &parts))?;
+    if connection.channel.original.is_none() {
+        let uncovered =
+            forward::admit(connection, &mut parts).map_err(|f| Refused::before_judgement(f, &parts))?;
+        if let Some(uncovered) = uncovered {
+            let refusing = parts.clone();
+            let passed = uncovered.pass(connection, &asked, parts, body).await;
+            return passed.map_err(|f| Refused::before_judgement(f, &refusing));
+        }
+    }
     // 3 protocol
     let facts =
         facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
     // 4 identity, 5 policy
-    unless_bypassed(connection, &facts)?;
     let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts))?;
-    searchable(&parts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     // 6 credential
     let grant = arm(connection, &facts, id, &mut judged).instrument(debug_span!("credential")).await?;
     let replay = Replay::of(&parts, &body);
     // 7 rewrite
     let edit = rewrite::edit(&judged.snapshot, &judged.destination, grant.as_deref());
     let standing = debug_span!("rewrite").in_scope(|| rewrite::apply(&edit, &mut parts));
-    redact::ask(&judged.destination, &mut parts.headers);
     note_standing(connection, id, &judged, &standing);
     // 9 audit: the intent
     let open_call =
         debug_span!("audit").in_scope(|| intend(connection, id, &facts, &judged, grant.as_deref()))?;
     // 8 upstream
-    let act = Act { connection: connection.clone(), asked, facts, judged, grant, open_call, _room: room };
+    let act = Act { connection: connection.clone(), asked, facts, judged, grant, open_call };
     act.send(parts, body, replay).instrument(debug_span!("upstream")).await
 }
 
-/// A tunnel's bytes can't be searched for a credential: frames may split it, or compress it.
-fn searchable(parts: &Parts, judged: &Judged) -> Result<(), Failure> {
-    if judged.destination.redact && parts.extensions.get::<WebSocket>().is_some() {
-        let detail = format!("{} says `redact`, and a WebSocket can't be searched", judged.destination.name);
-        return Err(Failure::new(Code::NotCarried, detail));
-    }
-    Ok(())
-}
-
 /// What one application may have open at a time, and how much it may send at once.
-fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<Reserved, Failure> {
+fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<(), Failure> {
     let worker = &connection.worker;
     let limits = &worker.shared.limits;
     if worker.is_over_limit() {
@@ -423,31 +440,12 @@ fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<
         let detail = format!("the request's header is longer than {} bytes", limits.head_bytes);
         return Err(Failure::new(Code::HeaderTooLarge, detail));
     }
-    // hyper counts for itself; h2 does not.
-    if parts.headers.len() > limits.headers {
-        let detail = format!("the request's header has more than {} fields", limits.headers);
-        return Err(Failure::new(Code::HeaderTooLarge, detail));
-    }
     // What is announced is known before anything is sent; a body of unknown length is cut at the limit.
     if body.size_hint().lower() > limits.body_bytes {
         let detail = format!("the request's body is longer than {} bytes", limits.body_bytes);
         return Err(Failure::new(Code::BodyTooLarge, detail));
     }
-    worker.room()
-}
-
-/// While the workload is bypassed nothing is injected, also not on what was opened before: such a connection is being
-/// ended, and a request that comes all the same is sent to another one.
-fn unless_bypassed(connection: &Connection, facts: &RequestFacts) -> Result<(), Box<Refused>> {
-    let snapshot = connection.caller.as_ref().and_then(|caller| caller.snapshot());
-    let original = connection.channel.original;
-    match snapshot.as_ref().and_then(|s| bypass::of_connection(s, Some(&facts.host), original, now())) {
-        None => Ok(()),
-        Some(bypass) => {
-            let detail = format!("the workload is bypassed until {}; open a new connection", bypass.until);
-            Err(Refused::of(Failure::new(Code::Misdirected, detail), facts))
-        }
-    }
+    Ok(())
 }
 
 /// Stage 5: under the snapshot of this moment.
@@ -524,7 +522,6 @@ async fn arm(
         if got.as_ref().is_err_and(|failure| failure.code == Code::PolicyMoved) {
             let _ = tokio::time::timeout(CATCH_UP, changed.changed()).await;
         }
-        unless_bypassed(connection, facts)?;
         *judged = judge(connection, facts)?;
         match got {
             Ok(grant) if judged.snapshot.version() == version && !state.is_revoked(&grant.id) => {
@@ -570,7 +567,7 @@ fn intend(
         version: judged.decision.version,
         provider: grant.map(|grant| grant.provider.clone()),
         grant: grant.map(|grant| grant.id.clone()),
-        upstream: connection.channel.original.to_string(),
+        upstream: connection.channel.destination_of(facts).to_string(),
     };
     match connection.worker.shared.audit.intent(intent) {
         Ok(open_call) => Ok(Some(open_call)),
@@ -585,18 +582,9 @@ fn intend(
 
 fn note_standing(connection: &Connection, id: DecisionId, judged: &Judged, standing: &[rewrite::Removed]) {
     for removed in standing {
-        connection.worker.shared.metrics.standing_credential();
-        let event = StandingCredential {
-            decision: id,
-            caller: judged.caller.id.clone(),
-            header: removed.header.clone(),
-            fingerprint: connection
-                .caller
-                .as_ref()
-                .map_or_else(String::new, |c| c.fingerprint(&removed.value)),
-        };
-        // The spool may be full; the call itself is then refused if it needs a credential.
-        let _ = connection.worker.shared.audit.write(What::StandingCredential(event));
+        let Some(state) = &connection.caller else { continue };
+        let value = removed.value.as_bytes();
+        standing::note(&connection.worker, state, &judged.caller.id, id, &removed.header, value);
     }
 }
 
@@ -617,7 +605,6 @@ struct Act {
     judged: Judged,
     grant: Option<Arc<Grant>>,
     open_call: Option<OpenCall>,
-    _room: Reserved,
 }
 
 impl Act {
@@ -628,20 +615,16 @@ impl Act {
         body: Body,
         replay: Option<Replay>,
     ) -> Result<Response<Body>, Box<Refused>> {
-        let limits = self.connection.worker.shared.limits;
-        let is_tunnel = parts.extensions.get::<WebSocket>().is_some();
-        // What a tunnel carries is not a body.
-        let open = Rc::new(if is_tunnel { Open::default() } else { Open::bounded(limits.body_bytes) });
-        let may_be_silent = is_tunnel || self.facts.action == Action::Grpc;
-        open.be_patient(if may_be_silent { limits.stream } else { limits.body });
+        let open = Rc::new(match parts.extensions.get::<WebSocket>() {
+            // What a tunnel carries is not a body.
+            Some(_) => Open::default(),
+            None => Open::bounded(self.connection.worker.shared.limits.body_bytes),
+        });
         let registration = self.connection.worker.register.enter(
             open.clone(),
             self.judged.decision.valid_until,
             self.judge_again(),
         );
-        if self.judged.destination.redact {
-            self.asked.interim.mute();
-        }
         let request = Request::from_parts(parts, Guarded::up(body, open.clone()));
         let mut response = self.dispatch(&open, request, replay.as_ref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED
@@ -650,12 +633,6 @@ impl Act {
         {
             response = second;
         }
-        let response = match Redaction::of(&self.judged.destination, self.grant.as_deref()) {
-            None => response,
-            Some(redaction) => redaction
-                .answer(response)
-                .map_err(|failure| self.failed(failure, &open, CallResult::Failed))?,
-        };
         Ok(self.finish(open, registration, response))
     }
 
@@ -667,10 +644,10 @@ impl Act {
     ) -> Result<Response<Body>, Box<Refused>> {
         let worker = self.connection.worker.clone();
         let channel = &self.connection.channel;
+        let original = channel.destination_of(&self.facts);
         let (caller, host) = (self.judged.caller.id.clone(), self.facts.host.clone());
-        let key = OriginKey::new(caller, host, self.facts.port, channel.secure, &self.judged.destination);
+        let key = OriginKey::new(caller, host, channel.secure, &self.judged.destination, &original);
         let origin = worker.pool.origin(key);
-        let original = OriginalDestination(channel.original);
         let sender = sender(&worker, &origin, &self.judged.destination, original, &self.asked.interim);
         let mut sent = open.unless_cut(sender.send(request, self.connection.version)).await;
         if let (Ok(Err(failed)), Some(replay)) = (&sent, replay)
@@ -683,7 +660,7 @@ impl Act {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(failed)) => Err(self.failed(failed.failure, open, CallResult::Failed)),
             Err(code) => {
-                let failure = Failure::new(code, why_stopped(code));
+                let failure = Failure::new(code, "the call was stopped: it is no longer allowed");
                 Err(self.failed(failure, open, CallResult::Cut))
             }
         }
@@ -694,7 +671,6 @@ impl Act {
         let mut parts = replay.0.clone();
         let edit = rewrite::edit(&self.judged.snapshot, &self.judged.destination, self.grant.as_deref());
         let _ = rewrite::apply(&edit, &mut parts);
-        redact::ask(&self.judged.destination, &mut parts.headers);
         Request::from_parts(parts, Body::Empty)
     }
 
@@ -752,9 +728,6 @@ impl Act {
             self.connection.worker.shared.metrics.completed();
             return Response::from_parts(parts, Body::Empty);
         }
-        if is_event_stream(&parts.headers) {
-            open.be_patient(self.connection.worker.shared.limits.stream);
-        }
         let watched = open.clone();
         let on_end = Box::new(move |end: End<'_>| {
             let (result, code) = match end {
@@ -797,24 +770,11 @@ impl Act {
     }
 }
 
-/// Whether an answer is one that may be silent for long.
-fn is_event_stream(headers: &http::HeaderMap) -> bool {
-    let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
-    value.len() >= 17 && value[..17].eq_ignore_ascii_case(b"text/event-stream")
-}
-
 /// Records a request that could not be read.
 pub fn refuse_unread(connection: &Connection, id: DecisionId, failure: &Failure) {
     let failure = Failure::new(failure.code, failure.detail.clone());
-    let nothing = Refused {
-        failure,
-        facts: None,
-        method: String::new(),
-        destination: None,
-        decision: None,
-        recorded: false,
-    };
-    let _ = refuse(connection, id, Asker { dialect: Dialect::Problem, head: false }, nothing);
+    let asker = Asker { dialect: Dialect::Problem, head: false };
+    let _ = refuse(connection, id, asker, Refused::unread(failure));
 }
 
 /// How an answer of ours is to read.
@@ -827,14 +787,14 @@ struct Asker {
 
 /// Records a call that is not made, and says why.
 fn refuse(connection: &Connection, id: DecisionId, asker: Asker, refused: Refused) -> Response<Body> {
-    let Refused { failure, facts, method, destination, decision, recorded } = refused;
+    let Refused { failure, facts, method, destination, decision, authority, recorded } = refused;
     connection.worker.shared.metrics.failed(&failure);
     tracing::info!(stage = failure.code.stage().as_str(), code = %failure.code, decision = %id, cause = ?failure.cause, "{failure}");
     let nearest: Vec<NearMiss> = decision.as_ref().map(|d| d.nearest.clone()).unwrap_or_default();
     if !recorded {
         let authority = match &facts {
             Some(facts) => format!("{}:{}", facts.host, facts.port),
-            None => connection.channel.original.to_string(),
+            None => authority.unwrap_or_else(|| connection.channel.shown()),
         };
         let event = Refusal {
             decision: id,

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::hmac;
-use http::HeaderValue;
 use model::{Caller, GrantId};
 use policy::Snapshot;
 use tokio::sync::watch;
@@ -65,9 +64,9 @@ impl CallerState {
 
     /// Tells standing credentials apart without showing them; empty while the installation's key is not known.
     #[must_use]
-    pub fn fingerprint(&self, value: &HeaderValue) -> String {
+    pub fn fingerprint(&self, value: &[u8]) -> String {
         let Some(key) = self.fingerprint_key.load_full() else { return String::new() };
-        let tag = hmac::sign(&key, value.as_bytes());
+        let tag = hmac::sign(&key, value);
         tag.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 

@@ -1,11 +1,13 @@
 //! Settings of the proxy, each declared once: flag, environment variable and configuration key have one name.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::telemetry::Format;
+
+use crate::capture::rules::Other;
 
 /// The data plane: catches a workload's outbound calls, proves what it is, and puts in a credential made for the call.
 ///
@@ -97,9 +99,51 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_PROXY_LISTEN_PORT", value_name = "PORT", default_value_t = 15001)]
     pub listen_port: u16,
 
+    /// Whether connections come by a redirect. If so the proxy is not ready while that is gone.
+    #[arg(long, env = "COUNTERSIGN_PROXY_REDIRECT", value_enum, default_value_t = Redirected::Expected)]
+    pub redirect: Redirected,
+
+    /// Port of the explicit proxy on 127.0.0.1 and ::1, for applications that are told of it (`HTTPS_PROXY`); off if not
+    /// given.
+    #[arg(long, env = "COUNTERSIGN_PROXY_EXPLICIT_PORT", value_name = "PORT")]
+    pub explicit_port: Option<u16>,
+
+    /// File with the token that the explicit proxy asks for: the password of `Proxy-Authorization: Basic`, with any user
+    /// name. Without it every process that reaches the port may use it.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_EXPLICIT_TOKEN_FILE",
+        value_name = "FILE",
+        requires = "explicit_port"
+    )]
+    pub explicit_token_file: Option<PathBuf>,
+
     /// Mark on the proxy's own sockets (SO_MARK), where it may set one; else its UID exempts it from the redirect.
     #[arg(long, env = "COUNTERSIGN_PROXY_MARK", value_name = "N")]
     pub mark: Option<u32>,
+
+    /// Corporate proxy through which upstreams are reached, by CONNECT: http://HOST:PORT. The control plane is not.
+    #[arg(long, env = "COUNTERSIGN_PROXY_UPSTREAM_PROXY", value_name = "URL")]
+    pub upstream_proxy: Option<String>,
+
+    /// File with the corporate proxy's credential: user:password.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_UPSTREAM_PROXY_CREDENTIAL_FILE",
+        value_name = "FILE",
+        requires = "upstream_proxy"
+    )]
+    pub upstream_proxy_credential_file: Option<PathBuf>,
+
+    /// What is reached without the corporate proxy: names, .suffixes, addresses, networks.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_UPSTREAM_PROXY_EXCEPT",
+        value_name = "HOST-OR-CIDR",
+        value_delimiter = ',',
+        requires = "upstream_proxy"
+    )]
+    pub upstream_proxy_except: Vec<String>,
 
     /// Where to write the trust bundle for the application (PEM).
     #[arg(
@@ -142,24 +186,6 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_PROXY_MAX_HEADER_KIB", value_name = "KIB", default_value_t = 64)]
     pub max_header_kib: usize,
 
-    /// Most fields of a request's head.
-    #[arg(long, env = "COUNTERSIGN_PROXY_MAX_HEADERS", value_name = "N", default_value_t = 100)]
-    pub max_headers: usize,
-
-    /// Streams of one HTTP/2 connection that the application may give up within ten seconds; more end the connection.
-    #[arg(long, env = "COUNTERSIGN_PROXY_MAX_RESETS", value_name = "N", default_value_t = 1000)]
-    pub max_resets: u32,
-
-    /// Most memory for connections and open calls, in MiB; above it nothing new is taken (CS3005).
-    #[arg(
-        long,
-        env = "COUNTERSIGN_PROXY_MAX_MEMORY_MIB",
-        value_name = "MIB",
-        default_value_t = 256,
-        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(8..=1 << 20)
-    )]
-    pub max_memory_mib: usize,
-
     /// Seconds for connecting to an upstream, and for its handshake.
     #[arg(long, env = "COUNTERSIGN_PROXY_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 10)]
     pub connect_timeout: u64,
@@ -171,18 +197,6 @@ pub struct Settings {
     /// Seconds for the head of a request.
     #[arg(long, env = "COUNTERSIGN_PROXY_HEADER_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
     pub header_timeout: u64,
-
-    /// Seconds that a connection of the application may be without an open request.
-    #[arg(long, env = "COUNTERSIGN_PROXY_IDLE_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
-    pub idle_timeout: u64,
-
-    /// Seconds in which something of a body must move, of the request's or of the answer's; 0 for no bound.
-    #[arg(long, env = "COUNTERSIGN_PROXY_BODY_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
-    pub body_timeout: u64,
-
-    /// The same for event streams, gRPC and WebSockets, which may be silent for long; 0 for no bound.
-    #[arg(long, env = "COUNTERSIGN_PROXY_STREAM_TIMEOUT", value_name = "SECONDS", default_value_t = 3600)]
-    pub stream_timeout: u64,
 
     /// Seconds that open calls get when the proxy is told to stop.
     #[arg(long, env = "COUNTERSIGN_PROXY_DRAIN", value_name = "SECONDS", default_value_t = 30)]
@@ -204,6 +218,15 @@ pub enum OnFull {
     Refuse,
     /// The call goes on; the gap is itself a numbered event.
     Drop,
+}
+
+/// How connections come to the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Redirected {
+    /// By the rules that `capture install` makes; their absence is an error.
+    Expected,
+    /// There are none: applications name the proxy themselves.
+    None,
 }
 
 /// The kinds of evidence that a proxy can gather.
@@ -254,25 +277,41 @@ pub struct Redirect {
     #[arg(long, value_name = "N")]
     pub proxy_mark: Option<u32>,
 
-    /// Networks that are not redirected.
+    /// Networks that are not captured.
     #[arg(long, value_name = "CIDR")]
     pub exclude_cidr: Vec<ipnet::IpNet>,
 
-    /// Networks that are redirected, instead of all.
+    /// Networks that are captured, instead of all.
     #[arg(long, value_name = "CIDR")]
     pub include_cidr: Vec<ipnet::IpNet>,
 
-    /// Ports that are not redirected.
+    /// Ports that are not captured, of TCP and UDP.
     #[arg(long, value_name = "PORT")]
     pub exclude_port: Vec<u16>,
 
-    /// Ports that are redirected, instead of all.
+    /// TCP ports that are captured, instead of all.
     #[arg(long, value_name = "PORT")]
     pub include_port: Vec<u16>,
 
-    /// UIDs whose connections are not redirected.
+    /// UIDs whose connections are not captured.
     #[arg(long, value_name = "UID")]
     pub exclude_uid: Vec<u32>,
+
+    /// UIDs whose connections are captured, instead of all.
+    #[arg(long, value_name = "UID")]
+    pub include_uid: Vec<u32>,
+
+    /// What happens to what is not TCP. UDP port 443 (QUIC) is rejected either way, so that clients fall back to TCP.
+    #[arg(long, value_enum, default_value_t = Other::Pass)]
+    pub other: Other,
+
+    /// Resolver to which DNS goes although the rest is rejected; those of /etc/resolv.conf unless given.
+    #[arg(long, value_name = "ADDR")]
+    pub resolver: Vec<IpAddr>,
+
+    /// Reject calls to the clouds' metadata services.
+    #[arg(long)]
+    pub reject_metadata: bool,
 }
 
 impl Settings {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use proxy::capture::{install, rules};
+use proxy::capture::{conflicts, install, rules};
 use proxy::config::{Capture, Cli, Command, Redirect};
 use proxy::program;
 
@@ -37,7 +37,8 @@ fn capture(capture: Capture) -> anyhow::Result<()> {
             let redirect = redirect_of(redirect);
             install::install(&redirect)?;
             print(&format!("redirected: TCP, IPv4 and IPv6, to port {}\n", redirect.proxy_port));
-            rules::exclusions(&redirect).iter().for_each(|line| print(&format!("not redirected: {line}\n")));
+            rules::rejections(&redirect).iter().for_each(|line| print(&format!("rejected: {line}\n")));
+            rules::exclusions(&redirect).iter().for_each(|line| print(&format!("not captured: {line}\n")));
             Ok(())
         }
         Capture::Remove => {
@@ -50,13 +51,22 @@ fn capture(capture: Capture) -> anyhow::Result<()> {
             Ok(())
         }
         Capture::Print(redirect) => {
-            print(&rules::install(&redirect_of(redirect)));
+            let redirect = redirect_of(redirect);
+            if let Some(conflict) = conflicts::find(&redirect) {
+                anyhow::bail!("{conflict}");
+            }
+            print(&rules::install(&redirect));
             Ok(())
         }
     }
 }
 
 fn redirect_of(redirect: Redirect) -> rules::Redirect {
+    let excepts_dns = redirect.other == rules::Other::Reject || redirect.reject_metadata;
+    let resolvers = match redirect.resolver.is_empty() && excepts_dns {
+        true => install::configured_resolvers(),
+        false => redirect.resolver,
+    };
     rules::Redirect {
         proxy_port: redirect.proxy_port,
         proxy_uid: redirect.proxy_uid,
@@ -66,6 +76,10 @@ fn redirect_of(redirect: Redirect) -> rules::Redirect {
         exclude_ports: redirect.exclude_port,
         include_ports: redirect.include_port,
         exclude_uids: redirect.exclude_uid,
+        include_uids: redirect.include_uid,
+        other: redirect.other,
+        resolvers,
+        reject_metadata: redirect.reject_metadata,
     }
 }
 

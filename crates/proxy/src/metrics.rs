@@ -9,7 +9,6 @@ pub struct Metrics {
     /// Connections of the application that are open.
     pub connections: IntGauge,
     connections_refused: IntCounter,
-    floods: IntCounter,
     calls: IntCounterVec,
     failures: IntCounterVec,
     passed: IntCounter,
@@ -29,10 +28,6 @@ impl Metrics {
             connections_refused: IntCounter::new(
                 "countersign_connections_refused_total",
                 "Connections closed because the proxy was at its limit.",
-            )?,
-            floods: IntCounter::new(
-                "countersign_http2_floods_total",
-                "HTTP/2 connections of the application that were ended because of what it did too often.",
             )?,
             calls: IntCounterVec::new(
                 Opts::new("countersign_calls_total", "Calls that were answered, by how they ended."),
@@ -64,7 +59,6 @@ impl Metrics {
         };
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_refused.clone()))?;
-        registry.register(Box::new(metrics.floods.clone()))?;
         registry.register(Box::new(metrics.calls.clone()))?;
         registry.register(Box::new(metrics.failures.clone()))?;
         registry.register(Box::new(metrics.passed.clone()))?;
@@ -102,11 +96,6 @@ impl Metrics {
     /// A connection was closed because of the limit.
     pub fn connection_refused(&self) {
         self.connections_refused.inc();
-    }
-
-    /// A connection was ended because of what it did too often.
-    pub fn flood(&self) {
-        self.floods.inc();
     }
 
     /// A connection passed untouched.

@@ -1,5 +1,6 @@
 //! Connections that are not opened: carried untouched, or refused as a whole.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,22 +12,23 @@ use model::{Code, DecisionId, Destination, Failure, HostName, RequestFacts, Unix
 use policy::{Question, Snapshot};
 use tokio::net::TcpStream;
 
-use crate::bypass;
 use crate::caller::CallerState;
-use crate::capture::accept::OriginalDestination;
+use crate::capture::accept::{Captured, OriginalDestination};
 use crate::exchange::{Judge, Open};
 use crate::policy::{Route, uncovered};
-use crate::splice::splice;
-use crate::tls::{self, Opening};
-use crate::upstream::connect;
+use crate::splice::{Carried, reset, splice};
+use crate::standing;
+use crate::tls;
 use crate::worker::{Worker, now};
 
 /// A connection on its way through.
 pub struct Passing {
-    /// Where the application dialled.
+    /// Where the application was going.
     pub original: OriginalDestination,
     /// The application's side.
     pub stream: TcpStream,
+    /// The other side, if that was dialled already.
+    pub dialled: Option<TcpStream>,
     /// What was read of it.
     pub first: BytesMut,
     /// The name that it gave.
@@ -35,96 +37,213 @@ pub struct Passing {
     pub protocol: &'static str,
 }
 
-/// Whether a policy may cover something at this port that is called without TLS.
+/// Whether a policy may cover something at this port.
 pub fn may_be_covered(snapshot: &Snapshot, port: u16) -> bool {
     snapshot.slice().destinations.iter().any(|destination| destination.ports.contains(&port))
 }
 
+/// Whether the address may be dialled before the application has said anything: nothing covers it, or what does is a
+/// connection that a policy allows.
+pub fn server_may_speak(caller: &Arc<CallerState>, original: &OriginalDestination) -> bool {
+    let Some(snapshot) = caller.snapshot() else { return false };
+    let route = crate::policy::route_unknown(&snapshot, original);
+    let unnamed = Described::of_unknown(original);
+    match route {
+        Route::Pass => true,
+        Route::Connection(_) => judge(caller.clone(), &route, &unnamed)(now()).is_ok(),
+        Route::Requests | Route::Refuse(_) => false,
+    }
+}
+
 /// Gives a server the chance to speak first to an application that waits for it.
 ///
-/// Dials where the application dialled. If the server speaks, the connection is carried and this returns `None`; if
-/// the application does, it is judged as ever.
+/// Dials where the application was going. If the application speaks after all, it is judged as ever, and the connection
+/// that was dialled is kept, so that the server sees only one. If the server speaks, or ends, the connection is carried
+/// and this returns `None`; as long as both are silent it waits for either.
 pub async fn server_first(
     worker: &Rc<Worker>,
-    stream: &mut TcpStream,
-    first: &mut BytesMut,
-    original: OriginalDestination,
-) -> Option<Opening> {
+    caller: &Arc<CallerState>,
+    captured: &mut Captured,
+) -> Option<()> {
     let limits = &worker.shared.limits;
-    let dialled = connect::dial(&[original.0], &worker.shared.socket, limits.patience.connect).await;
-    let Ok((mut upstream, _)) = dialled else {
-        // It may still speak, and then gets its answer from where it is judged.
-        return tls::peek(stream, first, limits.head, limits.head).await.ok();
-    };
-    let application_spoke = tokio::select! {
-        opening = tls::peek(stream, first, limits.head, limits.head) => Some(opening.ok()?),
-        readable = upstream.readable() => {
-            readable.ok()?;
-            None
-        }
-    };
-    match application_spoke {
-        // Both stay silent: it is the server's turn, for as long as it likes.
-        None | Some(Opening::Silent) => {
-            let caller = worker.shared.callers.at_accept()?;
+    let Captured { stream, first, original, dialled } = captured;
+    let described = Described::of_unknown(original);
+    let dialling = match dialled.take() {
+        Some(there) => Ok(there),
+        None => {
             let snapshot = caller.snapshot()?;
-            let route = crate::policy::route_unknown(&snapshot, original.0);
-            let placeholder = std::mem::take(first);
-            let passing = Described { original, name: None, protocol: "tcp" };
-            spliced(worker, &caller, route, &passing, stream, &mut upstream, placeholder).await;
-            None
+            let route = crate::policy::route_unknown(&snapshot, original);
+            dial(worker, &route, &described).await
         }
-        Some(opening) => Some(opening),
+    };
+    let upstream = match dialling {
+        Ok(upstream) => upstream,
+        Err(failure) => {
+            let snapshot = caller.snapshot()?;
+            if !may_be_covered(&snapshot, original.port()) {
+                worker.shared.metrics.failed(&failure);
+                reset(stream);
+                return None;
+            }
+            // It may still speak, and then gets its answer from where it is judged.
+            tokio::time::timeout(limits.head, tls::first_bytes(stream, first)).await.ok()?.ok()?;
+            return Some(());
+        }
+    };
+    tokio::select! {
+        spoke = tls::first_bytes(stream, first) => {
+            spoke.ok()?;
+            *dialled = Some(upstream);
+            return Some(());
+        }
+        readable = upstream.readable() => readable.ok()?,
     }
+    let snapshot = caller.snapshot()?;
+    let route = crate::policy::route_unknown(&snapshot, original);
+    carried(worker, caller, route, described, stream, Some(upstream), std::mem::take(first)).await;
+    None
 }
 
-/// Carries a connection as the route says, or closes it.
+/// Carries a connection as the route says, or resets it.
 pub async fn carry(worker: &Rc<Worker>, caller: &Arc<CallerState>, route: Route, passing: Passing) {
-    let Passing { original, mut stream, first, name, protocol } = passing;
-    let addresses = match (&route, &name) {
-        (Route::Refuse(code), _) => {
-            let failure =
-                Failure::new(*code, format!("{} is not carried", target(original, name.as_deref())));
-            refuse(worker, Some(caller), name.as_deref(), original, &failure);
-            worker.shared.metrics.failed(&failure);
-            tls::reset(stream);
-            return;
-        }
-        // What is covered goes to the name that was judged, what is not to where the application dialled.
-        (Route::Connection(destination), Some(name)) => {
-            match judged_addresses(worker, name, destination, original).await {
-                Ok(addresses) => addresses,
-                Err(failure) => {
-                    refuse(worker, Some(caller), Some(name), original, &failure);
-                    worker.shared.metrics.failed(&failure);
-                    return;
-                }
-            }
-        }
-        _ => vec![original.0],
-    };
-    let patience = worker.shared.limits.patience.connect;
-    match connect::dial(&addresses, &worker.shared.socket, patience).await {
-        Ok((mut upstream, _)) => {
-            let described = Described { original, name, protocol };
-            spliced(worker, caller, route, &described, &mut stream, &mut upstream, first).await;
-        }
+    let Passing { original, stream, dialled, first, name, protocol } = passing;
+    let described = Described { original, name, protocol };
+    carried(worker, caller, route, described, &stream, dialled, first).await;
+}
+
+/// Judges, records, dials and carries, in this order; what is not carried to its end is reset, so that it does not look
+/// as if it had been.
+async fn carried(
+    worker: &Rc<Worker>,
+    caller: &Arc<CallerState>,
+    route: Route,
+    passing: Described,
+    stream: &TcpStream,
+    dialled: Option<TcpStream>,
+    first: BytesMut,
+) {
+    let id = DecisionId(rand::random());
+    let started = Instant::now();
+    let judge = judge(caller.clone(), &route, &passing);
+    let judged =
+        judge(now()).and_then(|valid_until| Ok((valid_until, record(worker, caller, &route, &passing, id)?)));
+    let (valid_until, recorded) = match judged {
+        Ok(judged) => judged,
         Err(failure) => {
             worker.shared.metrics.failed(&failure);
+            refuse(worker, Some(caller), passing.name.as_deref(), &passing.original, &failure);
+            reset(stream);
+            return;
+        }
+    };
+    if passing.protocol == "http" && matches!(route, Route::Pass) {
+        note_standing(worker, caller, id, &first);
+    }
+    let open = Rc::new(Open::default());
+    let _registration = worker.register.enter(open.clone(), valid_until, judge);
+    let carried = Carried::default();
+    let ended = open.unless_cut(through(worker, &route, &passing, stream, dialled, first, &carried)).await;
+    let (result, code) = match ended {
+        Ok(Ok(())) => (CallResult::Completed, None),
+        Ok(Err(Ended::Unreached(failure))) => {
+            worker.shared.metrics.failed(&failure);
             tracing::debug!(stage = "upstream", code = %failure.code, "{failure}");
+            if recorded.is_none() && failure.code == Code::ForbiddenAddress {
+                refuse(worker, Some(caller), passing.name.as_deref(), &passing.original, &failure);
+            }
+            (CallResult::Failed, Some(failure.code))
+        }
+        Ok(Err(Ended::Broken)) => (CallResult::Aborted, None),
+        Err(code) => {
+            worker.shared.metrics.cut(code);
+            (CallResult::Cut, Some(code))
+        }
+    };
+    if result != CallResult::Completed {
+        reset(stream);
+    }
+    let Some(open_call) = recorded else { return };
+    open_call.finish(Outcome {
+        decision: id,
+        result,
+        status: None,
+        code,
+        bytes_up: carried.up.get(),
+        bytes_down: carried.down.get(),
+        duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+    });
+}
+
+/// Why a connection was not carried to its end.
+enum Ended {
+    /// The other side could not be dialled.
+    Unreached(Failure),
+    /// One of the two sides broke.
+    Broken,
+}
+
+/// Dials, unless that was done, and carries.
+async fn through(
+    worker: &Worker,
+    route: &Route,
+    passing: &Described,
+    stream: &TcpStream,
+    dialled: Option<TcpStream>,
+    first: BytesMut,
+    carried: &Carried,
+) -> Result<(), Ended> {
+    let upstream = match dialled {
+        // What is covered goes to the name that was judged: an address that was dialled may be another's.
+        Some(dialled) if !is_judged_by_name(route, passing) || passing.original.name().is_some() => dialled,
+        _ => dial(worker, route, passing).await.map_err(Ended::Unreached)?,
+    };
+    worker.shared.metrics.passed();
+    let guard = ResetUnlessDone(&upstream, Cell::new(false));
+    splice(stream, &upstream, first, carried).await.map_err(|_| Ended::Broken)?;
+    guard.1.set(true);
+    Ok(())
+}
+
+/// Resets the other side too when the connection breaks or is cut in the middle.
+struct ResetUnlessDone<'a>(&'a TcpStream, Cell<bool>);
+
+impl Drop for ResetUnlessDone<'_> {
+    fn drop(&mut self) {
+        if !self.1.get() {
+            reset(self.0);
         }
     }
 }
 
-async fn judged_addresses(
-    worker: &Worker,
-    name: &str,
-    destination: &Destination,
-    original: OriginalDestination,
-) -> Result<Vec<std::net::SocketAddr>, Failure> {
-    let host = HostName::new(name)
-        .map_err(|e| Failure::new(Code::NameNotResolved, format!("{name} is not a name")).because(e))?;
-    worker.resolver.addresses(&host, destination, original).await
+fn is_judged_by_name(route: &Route, passing: &Described) -> bool {
+    matches!(route, Route::Connection(_)) && passing.name.is_some()
+}
+
+/// Connects for a connection that is not opened: to the name that was judged if a policy covers it, else to the address
+/// that the application dialled; to the name that it gave to the explicit proxy if it dialled none.
+async fn dial(worker: &Worker, route: &Route, passing: &Described) -> Result<TcpStream, Failure> {
+    let dialler = &worker.dialler;
+    let Described { original, name, .. } = passing;
+    let covering = match route {
+        Route::Connection(destination) => Some(&**destination),
+        _ => None,
+    };
+    match (covering.and(name.as_ref()), original.address(), original.name()) {
+        (Some(name), ..) => {
+            let host = HostName::new(name).map_err(|e| {
+                Failure::new(Code::NameNotResolved, format!("{name} is not a name")).because(e)
+            })?;
+            dialler.to_name(&host, covering, original).await.map(|(stream, _)| stream)
+        }
+        (None, Some(address), _) => {
+            if original.is_asked() {
+                dialler.resolver().check(address, covering)?;
+            }
+            dialler.to_address(address).await
+        }
+        (None, None, Some(name)) => dialler.to_name(name, covering, original).await.map(|(stream, _)| stream),
+        (None, None, None) => Err(Failure::new(Code::NameNotResolved, "there is no address to dial")),
+    }
 }
 
 /// What is told of a connection.
@@ -134,50 +253,21 @@ struct Described {
     protocol: &'static str,
 }
 
-/// Judges once more what was judged before dialling, records it, and carries it until it ends or is cut.
-async fn spliced(
-    worker: &Rc<Worker>,
-    caller: &Arc<CallerState>,
-    route: Route,
-    passing: &Described,
-    stream: &mut TcpStream,
-    upstream: &mut TcpStream,
-    first: BytesMut,
-) {
-    let id = DecisionId(rand::random());
-    let started = Instant::now();
-    let judge = judge(caller.clone(), &route, passing);
-    let judged = judge(now()).and_then(|valid_until| {
-        let room = worker.room()?;
-        record(worker, caller, &route, passing, id).map(|recorded| (valid_until, recorded, room))
-    });
-    let (valid_until, recorded, _room) = match judged {
-        Ok(judged) => judged,
-        Err(failure) => {
-            worker.shared.metrics.failed(&failure);
-            refuse(worker, Some(caller), passing.name.as_deref(), passing.original, &failure);
-            return;
-        }
-    };
-    worker.shared.metrics.passed();
-    let open = Rc::new(Open::default());
-    let _registration = worker.register.enter(open.clone(), valid_until, judge);
-    let ended = open.unless_cut(splice(stream, upstream, first)).await;
-    let Some(open_call) = recorded else { return };
-    let (result, code, bytes) = match ended {
-        Ok(Ok(bytes)) => (CallResult::Completed, None, bytes),
-        Ok(Err(_)) => (CallResult::Aborted, None, (0, 0)),
-        Err(code) => (CallResult::Cut, Some(code), (0, 0)),
-    };
-    open_call.finish(Outcome {
-        decision: id,
-        result,
-        status: None,
-        code,
-        bytes_up: bytes.0,
-        bytes_down: bytes.1,
-        duration_us: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
-    });
+impl Described {
+    /// A connection that has not said what it is; only the explicit proxy was told its name.
+    fn of_unknown(original: &OriginalDestination) -> Self {
+        let name = original.name().map(ToString::to_string);
+        Self { original: original.clone(), name, protocol: "tcp" }
+    }
+}
+
+/// Records the credentials in the first request of a connection that passes in the clear: the later ones are not looked
+/// into.
+fn note_standing(worker: &Worker, caller: &CallerState, id: DecisionId, head: &[u8]) {
+    let Some(who) = caller.caller() else { return };
+    for (header, value) in protocols::standing::in_head(head) {
+        standing::note(worker, caller, &who.id, id, &header, value);
+    }
 }
 
 /// Whether the connection may (still) be carried.
@@ -202,25 +292,16 @@ fn judge(caller: Arc<CallerState>, route: &Route, passing: &Described) -> Judge 
                 }
             })
         }
-        _ => {
-            let name = passing.name.as_deref().and_then(|name| HostName::new(name).ok());
-            let original = passing.original.0;
-            let was_bypassed = matches!(route, Route::Bypass(_));
-            Box::new(move |now| {
-                // A snapshot that is gone changes nothing for what has passed.
-                let Some(snapshot) = caller.snapshot() else { return Ok(UnixMillis(i64::MAX)) };
-                if let Some(bypass) = bypass::of_connection(&snapshot, name.as_ref(), original, now) {
-                    return Ok(bypass.until);
-                }
-                match uncovered(&snapshot) {
-                    Route::Refuse(code) => Err(Failure::new(code, "the connection may no longer pass")),
-                    _ if was_bypassed && bypass::is_covered(&snapshot, name.as_ref(), original) => {
-                        Err(Failure::new(Code::BypassEnded, "the connection passed under a bypass"))
-                    }
-                    _ => Ok(UnixMillis(i64::MAX)),
-                }
-            })
+        Route::Refuse(code) => {
+            let failure =
+                (*code, format!("{} is not carried", target(&passing.original, passing.name.as_deref())));
+            Box::new(move |_| Err(Failure::new(failure.0, failure.1.clone())))
         }
+        _ => Box::new(move |_| match caller.snapshot().map(|snapshot| uncovered(&snapshot)) {
+            Some(Route::Refuse(code)) => Err(Failure::new(code, "the connection may no longer pass")),
+            // A snapshot that is gone changes nothing for what has passed.
+            _ => Ok(UnixMillis(i64::MAX)),
+        }),
     }
 }
 
@@ -236,7 +317,7 @@ fn connection_facts(destination: &Destination, passing: &Described) -> RequestFa
         action: Action::Connect,
         method: String::new(),
         host: named.or(exact).or_else(unnamed).unwrap_or_else(|| unreachable!("a constant name is good")),
-        port: passing.original.0.port(),
+        port: passing.original.port(),
         path: String::new(),
         headers: std::collections::BTreeMap::new(),
     }
@@ -255,14 +336,10 @@ fn record(
         let event = Passed {
             decision: id,
             caller: who.id.clone(),
-            address: passing.original.0.to_string(),
+            address: passing.original.address().map(|a| a.to_string()).unwrap_or_default(),
             name: passing.name.clone(),
             protocol: passing.protocol.to_owned(),
             destination: None,
-            bypass: match route {
-                Route::Bypass(id) => Some(id.to_string()),
-                _ => None,
-            },
         };
         if worker.shared.audit.write(What::Passed(event)).is_err() {
             worker.shared.metrics.unrecorded();
@@ -287,7 +364,7 @@ fn record(
         version: decision.as_ref().map(|d| d.version).unwrap_or_default(),
         provider: None,
         grant: None,
-        upstream: passing.original.0.to_string(),
+        upstream: passing.original.to_string(),
     };
     match worker.shared.audit.intent(intent) {
         Ok(open_call) => Ok(Some(open_call)),
@@ -304,7 +381,7 @@ pub fn refuse(
     worker: &Worker,
     caller: Option<&CallerState>,
     name: Option<&str>,
-    original: OriginalDestination,
+    original: &OriginalDestination,
     failure: &Failure,
 ) {
     let event = Refusal {
@@ -327,9 +404,9 @@ pub fn refuse(
     }
 }
 
-fn target(original: OriginalDestination, name: Option<&str>) -> String {
+fn target(original: &OriginalDestination, name: Option<&str>) -> String {
     match name {
-        Some(name) => format!("{name}:{}", original.0.port()),
-        None => original.0.to_string(),
+        Some(name) => format!("{name}:{}", original.port()),
+        None => original.to_string(),
     }
 }

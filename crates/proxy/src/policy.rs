@@ -3,7 +3,6 @@
 //! The evaluator is the `policy` crate's, the same as in the control plane; here is what a connection does with it:
 //! where it goes before any request is read.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use model::destination::{Protocol, TlsMode};
@@ -11,8 +10,7 @@ use model::slice::{Block, BlockTarget, Egress};
 use model::{Code, Destination, HostName};
 use policy::Snapshot;
 
-use crate::bypass;
-use crate::worker::now;
+use crate::capture::accept::OriginalDestination;
 
 /// What is done with a connection, once its first bytes are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,8 +21,6 @@ pub enum Route {
     Connection(Arc<Destination>),
     /// No policy covers it: carried untouched to where the application dialled.
     Pass,
-    /// The workload is bypassed: carried untouched to where the application dialled. With the bypass's id.
-    Bypass(Arc<str>),
     /// Not carried. HTTP, and TLS that can be opened, get an answer with this code; the rest is closed.
     Refuse(Code),
 }
@@ -35,15 +31,12 @@ pub enum Route {
 pub fn route_tls(
     snapshot: &Snapshot,
     name: Option<&HostName>,
-    original: SocketAddr,
+    original: &OriginalDestination,
     speaks_http: bool,
 ) -> Route {
-    if let Some(bypassed) = bypassed(snapshot, name, original) {
-        return bypassed;
-    }
     let covering = match name {
         Some(name) => snapshot.cover(name, original.port()),
-        None => snapshot.cover_address(original.ip(), original.port()),
+        None => by_address(snapshot, original),
     };
     match covering {
         Some(destination) if is_connection_only(destination) => Route::Connection(destination.clone()),
@@ -54,12 +47,14 @@ pub fn route_tls(
     }
 }
 
-/// Where a connection goes that is neither TLS nor HTTP, or whose application waits for the server to speak.
-pub fn route_unknown(snapshot: &Snapshot, original: SocketAddr) -> Route {
-    if let Some(bypassed) = bypassed(snapshot, None, original) {
-        return bypassed;
-    }
-    match snapshot.cover_address(original.ip(), original.port()) {
+/// Where a connection goes that is neither TLS nor HTTP, or whose application waits for the server to speak. Only the
+/// explicit proxy was told its name.
+pub fn route_unknown(snapshot: &Snapshot, original: &OriginalDestination) -> Route {
+    let covering = original
+        .name()
+        .and_then(|name| snapshot.cover(name, original.port()))
+        .or_else(|| by_address(snapshot, original));
+    match covering {
         Some(destination) if destination.protocol == Protocol::Tcp => Route::Connection(destination.clone()),
         Some(_) => Route::Refuse(Code::UnknownProtocol),
         None => uncovered(snapshot),
@@ -67,13 +62,10 @@ pub fn route_unknown(snapshot: &Snapshot, original: SocketAddr) -> Route {
 }
 
 /// Where a plain HTTP connection goes, by the host of its first request.
-pub fn route_http(snapshot: &Snapshot, host: Option<&HostName>, original: SocketAddr) -> Route {
-    if let Some(bypassed) = bypassed(snapshot, host, original) {
-        return bypassed;
-    }
+pub fn route_http(snapshot: &Snapshot, host: Option<&HostName>, original: &OriginalDestination) -> Route {
     let covering = host
         .and_then(|host| snapshot.cover(host, original.port()))
-        .or_else(|| snapshot.cover_address(original.ip(), original.port()));
+        .or_else(|| by_address(snapshot, original));
     match covering {
         Some(destination) if destination.protocol == Protocol::Tcp => Route::Connection(destination.clone()),
         // Whether the clear is allowed is judged with each request.
@@ -82,9 +74,8 @@ pub fn route_http(snapshot: &Snapshot, host: Option<&HostName>, original: Socket
     }
 }
 
-fn bypassed(snapshot: &Snapshot, name: Option<&HostName>, original: SocketAddr) -> Option<Route> {
-    let bypass = bypass::of_connection(snapshot, name, original, now())?;
-    Some(Route::Bypass(bypass.id.as_str().into()))
+fn by_address<'a>(snapshot: &'a Snapshot, original: &OriginalDestination) -> Option<&'a Arc<Destination>> {
+    original.address().and_then(|address| snapshot.cover_address(address.ip(), address.port()))
 }
 
 fn is_connection_only(destination: &Destination) -> bool {

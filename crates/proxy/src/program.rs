@@ -4,25 +4,26 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use model::redirect::RedirectState;
 use prometheus::Registry;
 use service::health::{self, Readiness};
 use service::telemetry;
 
 use crate::audit::Audit;
 use crate::authority::{self, Authority};
-use crate::bypass;
 use crate::caller::{CallerState, Callers};
-use crate::capture::accept;
-use crate::config::{OnFull, Settings};
+use crate::capture::sentinel::{self, Watchman};
+use crate::capture::{accept, explicit};
+use crate::config::{OnFull, Redirected, Settings};
 use crate::credential;
-use crate::limits::Limits;
-use crate::memory::Budget;
 use crate::metrics::Metrics;
 use crate::session::{self, Session};
 use crate::socket::SocketOptions;
 use crate::state::StateDir;
+use crate::upstream::connect::Patience;
+use crate::upstream::corporate::Corporate;
 use crate::upstream::roots::Roots;
-use crate::worker::{Shared, Worker, now};
+use crate::worker::{Door, Limits, Shared, Worker, now};
 
 /// Carries the workload's calls until SIGTERM or SIGINT.
 ///
@@ -56,18 +57,17 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     let (cache, orders) = credential::cache();
     let cache = Arc::new(cache);
     let caller = Arc::new(CallerState::new(cache.clone()));
+    let (found, redirect) = tokio::sync::watch::channel(redirect_at_start(settings));
     let session = Session::new(
         session::run::config(settings, &state)?,
         caller.clone(),
         state,
         audit.clone(),
         log.clone(),
+        redirect,
         &registry,
     )?;
     let (drain, watch) = service::drain::new();
-    let limits = Limits::of(settings);
-    let memory = Budget::new(limits.memory, &registry)?;
-    tokio::spawn(memory.clone().watch());
     let shared = Arc::new(Shared {
         callers: Callers::sidecar(caller.clone()),
         audit: audit.clone(),
@@ -75,20 +75,34 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         ticketer: rustls::crypto::aws_lc_rs::Ticketer::new()?,
         roots: Roots::new(service::roots::store(&operator_roots)?),
         socket: SocketOptions { mark: settings.mark },
-        limits,
-        memory,
-        own_ports: [settings.listen_port, settings.health.port()].into(),
+        limits: limits(settings),
+        own_ports: own_ports(settings),
+        corporate: corporate(settings)?.map(Arc::new),
+        explicit: explicit::Access::new(settings.explicit_token_file.as_deref())?,
         metrics: Metrics::new(&registry)?,
         drain: watch,
+        sentinel: Arc::default(),
     });
-    let showing_bypass = bypass::show(caller.clone(), readiness.clone(), &registry)?;
+    let watchman = Watchman {
+        sentinel: shared.sentinel.clone(),
+        socket: shared.socket,
+        found,
+        audit: audit.clone(),
+        caller: caller.clone(),
+        readiness: readiness.clone(),
+        metrics: sentinel::Metrics::new(&registry, shared.metrics.clone())?,
+    };
+    let redirect_missing = readiness.block(sentinel::BLOCKER_GONE);
     let health = tokio::spawn(health::serve(settings.health, readiness.clone(), registry));
     let workers = start_workers(settings, &shared)?;
     drop(workers_missing);
+    match settings.redirect {
+        Redirected::Expected => drop(tokio::spawn(watchman.run(redirect_missing))),
+        Redirected::None => drop(redirect_missing),
+    }
     tokio::spawn(orders.serve(cache, session.clone()));
     tokio::spawn(session.run());
     tokio::spawn(log.serve_signals());
-    tokio::spawn(showing_bypass);
     tokio::spawn(async move {
         let mut changed = caller.changed();
         while caller.snapshot().is_none() {
@@ -113,6 +127,29 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     Ok(())
 }
 
+/// What is known of the redirect before anybody has looked.
+fn redirect_at_start(settings: &Settings) -> model::redirect::Redirect {
+    let state = match settings.redirect {
+        Redirected::Expected => RedirectState::Unknown,
+        Redirected::None => RedirectState::Unused,
+    };
+    model::redirect::Redirect { state, ..Default::default() }
+}
+
+fn limits(settings: &Settings) -> Limits {
+    let connect = Duration::from_secs(settings.connect_timeout);
+    Limits {
+        patience: Patience { connect, handshake: connect },
+        answer: Duration::from_secs(settings.answer_timeout),
+        head: settings.head_patience(),
+        connections: settings.max_connections,
+        requests: settings.max_requests,
+        body_bytes: if settings.max_body_mib == 0 { u64::MAX } else { settings.max_body_mib << 20 },
+        head_bytes: settings.max_header_kib << 10,
+        streams: settings.max_streams,
+    }
+}
+
 /// One thread for each worker, each with listeners of its own on both families.
 fn start_workers(
     settings: &Settings,
@@ -124,7 +161,7 @@ fn start_workers(
     };
     (0..count)
         .map(|index| {
-            let (shared, port) = (shared.clone(), settings.listen_port);
+            let (shared, doors) = (shared.clone(), doors(settings));
             let (told, ready) = std::sync::mpsc::channel();
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
                 let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
@@ -132,7 +169,7 @@ fn start_workers(
                     Err(error) => return drop(told.send(Err(error.into()))),
                 };
                 runtime.block_on(async move {
-                    let began = begin(shared, port);
+                    let began = begin(shared, &doors);
                     match began {
                         Ok((worker, listeners)) => {
                             let _ = told.send(Ok(()));
@@ -148,18 +185,37 @@ fn start_workers(
         .collect()
 }
 
-fn begin(
-    shared: Arc<Shared>,
-    port: u16,
-) -> anyhow::Result<(std::rc::Rc<Worker>, Vec<tokio::net::TcpListener>)> {
-    let listeners = accept::REDIRECT_TARGETS
-        .iter()
-        .map(|address| {
-            accept::listen(*address, port).with_context(|| {
+/// The proxy through which upstreams are reached, if one is configured.
+fn corporate(settings: &Settings) -> anyhow::Result<Option<Corporate>> {
+    let Some(url) = &settings.upstream_proxy else { return Ok(None) };
+    let credential = settings.upstream_proxy_credential_file.as_deref();
+    Corporate::new(url, credential, &settings.upstream_proxy_except).map(Some).context("--upstream-proxy")
+}
+
+/// By which port which way leads in.
+fn doors(settings: &Settings) -> Vec<(Door, u16)> {
+    let explicit = settings.explicit_port.map(|port| (Door::Explicit, port));
+    [(Door::Redirect, settings.listen_port)].into_iter().chain(explicit).collect()
+}
+
+/// Ports at which nobody may be led back to the proxy itself.
+fn own_ports(settings: &Settings) -> Arc<[u16]> {
+    let doors = doors(settings).into_iter().map(|(_, port)| port);
+    doors.chain([settings.health.port()]).collect()
+}
+
+type Listeners = Vec<(Door, tokio::net::TcpListener)>;
+
+fn begin(shared: Arc<Shared>, doors: &[(Door, u16)]) -> anyhow::Result<(std::rc::Rc<Worker>, Listeners)> {
+    let mut listeners = Vec::new();
+    for (door, port) in doors {
+        for address in accept::REDIRECT_TARGETS {
+            let listener = accept::listen(address, *port).with_context(|| {
                 format!("could not listen on {address} port {port}; both IPv4 and IPv6 loopback are needed")
-            })
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
+            })?;
+            listeners.push((*door, listener));
+        }
+    }
     Ok((Worker::new(shared)?, listeners))
 }
 

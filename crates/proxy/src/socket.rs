@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 /// How the redirect tells the proxy's sockets from the application's.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,4 +24,18 @@ pub async fn connect_tcp(address: SocketAddr, options: &SocketOptions) -> io::Re
         socket.set_mark(mark)?;
     }
     TcpSocket::from_std_stream(socket.into()).connect(address).await
+}
+
+/// Binds a socket whose datagrams are told from the application's.
+///
+/// # Errors
+/// As binding does; also if the mark may not be set.
+pub fn bind_udp(address: SocketAddr, options: &SocketOptions) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    if let Some(mark) = options.mark {
+        socket.set_mark(mark)?;
+    }
+    socket.bind(&address.into())?;
+    UdpSocket::from_std(socket.into())
 }

@@ -39,39 +39,35 @@ pub enum Opening {
     Http1,
     /// HTTP/2 without TLS, by prior knowledge (RFC 9113 §3.3).
     Http2,
-    /// Something else, or TLS that can't be read.
+    /// Something else, TLS that can't be read, or nothing at all before the application ended its side.
     Unknown,
-    /// The application has sent nothing for as long as the caller of [`peek`] was ready to wait.
-    Silent,
-    /// The application closed before it said anything.
-    Closed,
+    /// It began like TLS and stopped in the middle of its ClientHello.
+    Unfinished,
 }
 
-/// Reads until it is clear how the connection begins; what was read is left in `first`.
-///
-/// An application may be silent for as long as `silence`; once it has begun it gets `patience`, however slow it is, so
-/// that what a policy covers is never taken for something else.
+/// Waits until the application says something, or ends its side, which is an answer too.
 ///
 /// # Errors
 /// If the connection breaks.
-pub async fn peek(
-    stream: &mut TcpStream,
-    first: &mut BytesMut,
-    silence: Duration,
-    patience: Duration,
-) -> io::Result<Opening> {
-    let begun = tokio::time::Instant::now();
+pub async fn first_bytes(stream: &mut TcpStream, first: &mut BytesMut) -> io::Result<()> {
+    stream.read_buf(first).await.map(drop)
+}
+
+/// Reads until it is clear how the connection begins; what was read is left in `first`. What stops in the middle does not
+/// become clearer by waiting for longer than `patience`.
+///
+/// # Errors
+/// If the connection breaks.
+pub async fn peek(stream: &mut TcpStream, first: &mut BytesMut, patience: Duration) -> io::Result<Opening> {
+    let deadline = tokio::time::Instant::now() + patience;
     loop {
         if let Some(opening) = recognise(first) {
             return Ok(opening);
         }
-        let deadline = begun + if first.is_empty() { silence } else { patience };
         match tokio::time::timeout_at(deadline, stream.read_buf(first)).await {
-            Err(_) if first.is_empty() => return Ok(Opening::Silent),
-            // It began and stopped: it will not become clearer by waiting.
+            Err(_) if detect::detect(first) == Some(Detected::Tls) => return Ok(Opening::Unfinished),
             Err(_) => return Ok(Opening::Unknown),
             Ok(Err(error)) => return Err(error),
-            Ok(Ok(0)) if first.is_empty() => return Ok(Opening::Closed),
             Ok(Ok(0)) => return Ok(Opening::Unknown),
             Ok(Ok(_)) => {}
         }
@@ -215,9 +211,4 @@ fn handshake_failure(name: &HostName, error: io::Error) -> Failure {
         _ => Failure::new(Code::DownstreamHandshake, format!("the handshake for {name} failed")),
     }
     .because(error)
-}
-
-/// Resets a connection that is not ours to answer: a regular end would say that the server had nothing to say.
-pub fn reset(stream: TcpStream) {
-    let _ = socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO));
 }

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use model::{Code, Failure, UnixMillis};
+use model::{Failure, UnixMillis};
 use rustls::server::ProducesTickets;
 use tokio::net::TcpListener;
 use tokio::task::LocalSet;
@@ -17,15 +17,17 @@ use crate::audit::Audit;
 use crate::authority::Authority;
 use crate::call;
 use crate::caller::{CallerState, Callers};
-use crate::capture::accept;
+use crate::capture::accept::{self, Captured};
+use crate::capture::explicit;
+use crate::capture::sentinel::{self, Sentinel};
 use crate::exchange::Register;
-use crate::limits::Limits;
-use crate::memory::{self, Budget, Reserved};
 use crate::metrics::Metrics;
 use crate::socket::SocketOptions;
 use crate::tls::Terminator;
+use crate::upstream::connect::Patience;
+use crate::upstream::corporate::Corporate;
+use crate::upstream::dial::Dialler;
 use crate::upstream::pool::Pool;
-use crate::upstream::resolve::Resolver;
 use crate::upstream::roots::Roots;
 
 /// What all workers share.
@@ -44,18 +46,55 @@ pub struct Shared {
     pub socket: SocketOptions,
     /// Bounds.
     pub limits: Limits,
-    /// What they come to in memory.
-    pub memory: Budget,
     /// Ports of the proxy itself: never dialled on loopback.
     pub own_ports: Arc<[u16]>,
     /// Counters.
     pub metrics: Metrics,
+    /// The proxy through which upstreams are reached, if there is one.
+    pub corporate: Option<Arc<Corporate>>,
+    /// Who may use the explicit proxy, if it is asked for.
+    pub explicit: explicit::Access,
     /// Told to drain.
     pub drain: service::drain::Watch,
+    /// Answers the proxy's own look for the redirect.
+    pub sentinel: Arc<Sentinel>,
+}
+
+/// Bounds on what one peer can make us hold or wait for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// For connecting to an upstream.
+    pub patience: Patience,
+    /// For the head of an answer.
+    pub answer: Duration,
+    /// For the first bytes of a connection, and for a request's head.
+    pub head: Duration,
+    /// Connections at a time, on each worker.
+    pub connections: usize,
+    /// Requests at a time, on each worker.
+    pub requests: usize,
+    /// Bytes of a request's body.
+    pub body_bytes: u64,
+    /// Bytes of a request's head.
+    pub head_bytes: usize,
+    /// Streams at a time on one HTTP/2 connection of the application.
+    pub streams: u32,
+}
+
+/// By which way a connection comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// Redirected by the kernel.
+    Redirect,
+    /// The application asks the explicit proxy.
+    Explicit,
 }
 
 /// Connections over the limit that still get an answer.
 const TOLD_MAX: usize = 32;
+
+/// Connections to a sentinel at a time: the proxy makes eight, an application has nothing to look for there.
+const HEARD_MAX: usize = 256;
 
 /// One worker's own state.
 pub struct Worker {
@@ -65,13 +104,12 @@ pub struct Worker {
     pub terminator: Terminator,
     /// Upstream connections.
     pub pool: Pool,
-    /// Finds addresses.
-    pub resolver: Resolver,
+    /// Finds addresses and connects to them.
+    pub dialler: Dialler,
     /// Exchanges that are open.
     pub register: Rc<Register>,
     connections: Cell<usize>,
-    /// Of them, those for which there was no memory.
-    unreserved: Cell<usize>,
+    heard: Cell<usize>,
     watched: RefCell<HashSet<usize>>,
 }
 
@@ -84,31 +122,36 @@ impl Worker {
         Ok(Rc::new(Self {
             terminator: Terminator::new(shared.authority.clone(), shared.ticketer.clone()),
             pool: Pool::default(),
-            resolver: Resolver::new(shared.own_ports.clone())?,
+            dialler: Dialler::new(
+                shared.socket,
+                shared.own_ports.clone(),
+                shared.limits.patience.connect,
+                shared.corporate.clone(),
+            )?,
             register: Rc::default(),
             connections: Cell::new(0),
-            unreserved: Cell::new(0),
+            heard: Cell::new(0),
             watched: RefCell::default(),
             shared,
         }))
     }
 
     /// Serves until the drain is over. Runs on a `current_thread` runtime of its own.
-    pub async fn run(self: Rc<Self>, listeners: Vec<TcpListener>) {
+    pub async fn run(self: Rc<Self>, listeners: Vec<(Door, TcpListener)>) {
         let local = LocalSet::new();
         local
             .run_until(async {
-                tokio::task::spawn_local(self.register.clone().watch_time(self.shared.memory.clone()));
+                tokio::task::spawn_local(self.register.clone().watch_time());
                 tokio::task::spawn_local(self.clone().sweep());
-                for listener in listeners {
-                    tokio::task::spawn_local(self.clone().accept(listener));
+                for (door, listener) in listeners {
+                    tokio::task::spawn_local(self.clone().accept(door, listener));
                 }
                 self.shared.drain.clone().finished().await;
             })
             .await;
     }
 
-    async fn accept(self: Rc<Self>, listener: TcpListener) {
+    async fn accept(self: Rc<Self>, door: Door, listener: TcpListener) {
         loop {
             let (stream, peer) = match listener.accept().await {
                 Ok(accepted) => accepted,
@@ -119,13 +162,14 @@ impl Worker {
                     continue;
                 }
             };
-            let Some(held) = Held::new(self.clone()) else {
-                self.shared.metrics.connection_refused();
+            if door == Door::Explicit {
+                self.begin(move |worker| async move { explicit::serve(&worker, stream).await });
                 continue;
-            };
-            match tracing::debug_span!("capture").in_scope(|| accept::captured(stream, peer)) {
+            }
+            match tracing::debug_span!("capture").in_scope(|| accept::captured(stream)) {
+                Ok(captured) if sentinel::is_sentinel(&captured.original) => self.hear(captured),
                 Ok(captured) => {
-                    tokio::task::spawn_local(async move { call::connection(&held.worker, captured).await });
+                    self.begin(move |worker| async move { call::connection(&worker, captured).await });
                 }
                 Err(failure) => {
                     self.shared.metrics.failed(&failure);
@@ -135,21 +179,33 @@ impl Worker {
         }
     }
 
+    fn begin<F: Future<Output = ()> + 'static>(self: &Rc<Self>, serve: impl FnOnce(Rc<Self>) -> F + 'static) {
+        // Up to a few more are told why; past that there is no room to say so.
+        let is_full = self.connections.get() >= self.shared.limits.connections + TOLD_MAX;
+        if is_full || self.shared.sentinel.loops() {
+            self.shared.metrics.connection_refused();
+            return;
+        }
+        let held = Held::new(self.clone());
+        tokio::task::spawn_local(async move { serve(held.0.clone()).await });
+    }
+
+    /// Not counted among the connections: it is the proxy's own, or over in a second.
+    fn hear(self: &Rc<Self>, captured: Captured) {
+        if self.heard.get() >= HEARD_MAX {
+            return;
+        }
+        self.heard.set(self.heard.get() + 1);
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            worker.shared.sentinel.hear(captured.stream).await;
+            worker.heard.set(worker.heard.get() - 1);
+        });
+    }
+
     /// Whether there are more connections than the limit: then requests are answered with 503.
     pub fn is_over_limit(&self) -> bool {
         self.connections.get() > self.shared.limits.connections
-    }
-
-    /// Reserves memory for a request, or a connection that is carried.
-    ///
-    /// # Errors
-    /// [`Code::OverLimit`] if there is none.
-    pub fn room(&self) -> Result<Reserved, Failure> {
-        self.shared.memory.reserve(memory::REQUEST).ok_or_else(|| {
-            let detail =
-                format!("what is open needs the {} MiB of the memory cap", self.shared.memory.cap_mib());
-            Failure::new(Code::OverLimit, detail)
-        })
     }
 
     /// Judges this worker's exchanges again whenever something changes for a caller. Begun with its first connection.
@@ -175,34 +231,20 @@ impl Worker {
 }
 
 /// A connection's place among those that the worker holds.
-struct Held {
-    worker: Rc<Worker>,
-    memory: Option<Reserved>,
-}
+struct Held(Rc<Worker>);
 
 impl Held {
-    /// Up to a few more than there is room for get a place, so that they can be told why; past that there is no room
-    /// to say so.
-    fn new(worker: Rc<Worker>) -> Option<Self> {
-        let memory = worker.shared.memory.reserve(memory::CONNECTION);
-        let untold = worker.unreserved.get();
-        let over = worker.connections.get() >= worker.shared.limits.connections + TOLD_MAX;
-        if over || (memory.is_none() && untold >= TOLD_MAX) {
-            return None;
-        }
-        worker.unreserved.set(untold + usize::from(memory.is_none()));
+    fn new(worker: Rc<Worker>) -> Self {
         worker.connections.set(worker.connections.get() + 1);
         worker.shared.metrics.connections.inc();
-        Some(Self { worker, memory })
+        Self(worker)
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        let worker = &self.worker;
-        worker.connections.set(worker.connections.get() - 1);
-        worker.unreserved.set(worker.unreserved.get() - usize::from(self.memory.is_none()));
-        worker.shared.metrics.connections.dec();
+        self.0.connections.set(self.0.connections.get() - 1);
+        self.0.shared.metrics.connections.dec();
     }
 }
 

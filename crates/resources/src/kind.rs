@@ -117,16 +117,16 @@ pub struct DestinationSpec {
     /// `terminate` (default) or `passthrough`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<String>,
+    /// Who finds its address: `name` (default) is the proxy, by the name; `application` is the application alone, for
+    /// headless services, where only the member that it has chosen is right. Never together with `insecure`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resolve: Option<String>,
     /// Whether a credential may go to it without TLS.
     #[serde(default)]
     pub insecure: bool,
     /// Roots for its certificate in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_bundle: Option<String>,
-    /// Whether the credential of a call is taken out of the answer, where the service sends it back: of header,
-    /// trailers and body. The service is asked for an answer that is not compressed; one that is all the same is refused.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub redact: bool,
     /// How sensitive its data is; free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<String>,

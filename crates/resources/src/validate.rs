@@ -4,6 +4,7 @@
 
 use std::collections::HashSet;
 
+use model::destination::Resolution;
 use model::name::HostPattern;
 use model::{Code, Namespace};
 
@@ -170,12 +171,19 @@ impl Check<'_> {
             values::http_version,
             "must be `h2` or `http/1.1`",
         );
-        if spec.redact
-            && (spec.tls.as_deref() == Some("passthrough") || spec.protocol.as_deref() == Some("tcp"))
-        {
+        self.one(
+            "/spec/resolve",
+            spec.resolve.as_ref(),
+            values::resolution,
+            "must be `name` or `application`",
+        );
+        let application =
+            spec.resolve.as_deref().and_then(values::resolution) == Some(Resolution::Application);
+        if spec.insecure && application {
             self.invalid(
-                "/spec/redact",
-                "what is not opened can't be searched: `redact` needs HTTP, and TLS that is opened",
+                "/spec/resolve",
+                "a destination that says `insecure` can't say `resolve: application`: without TLS, the proxy's own \
+                 look-up is all that proves the server",
             );
         }
         if spec.insecure && !spec.hosts.is_empty() && spec.addresses.is_empty() && spec.tls.is_some() {

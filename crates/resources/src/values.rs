@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use model::destination::{HttpVersion, Protocol, TlsMode};
+use model::destination::{HttpVersion, Protocol, Resolution, TlsMode};
 use model::slice::{ConditionKind, Egress};
 
 use crate::kind::{ConditionSpec, TimeWindowSpec};
@@ -60,6 +60,16 @@ pub fn tls_mode(text: &str) -> Option<TlsMode> {
     match text {
         "terminate" => Some(TlsMode::Terminate),
         "passthrough" => Some(TlsMode::Passthrough),
+        _ => None,
+    }
+}
+
+/// `name` or `application`.
+#[must_use]
+pub fn resolution(text: &str) -> Option<Resolution> {
+    match text {
+        "name" => Some(Resolution::Name),
+        "application" => Some(Resolution::Application),
         _ => None,
     }
 }

@@ -199,6 +199,26 @@ fn a_credential_needs_a_connection_that_is_opened() {
 }
 
 #[test]
+fn only_the_application_s_address_is_never_right_without_tls() {
+    let destination = |rest: &str| {
+        check(&format!(
+            "{HEAD}kind: Destination\nmetadata: {{ name: d, namespace: a }}\nspec:\n  hosts: [a.example]\n{rest}"
+        ))
+    };
+    assert_eq!(destination("  resolve: application\n"), "");
+    assert_eq!(destination("  resolve: name\n  insecure: true\n"), "");
+    insta::assert_snapshot!(destination("  resolve: application\n  insecure: true\n"), @r"
+    error[CS0103]: a destination that says `insecure` can't say `resolve: application`: without TLS, the proxy's own look-up is all that proves the server
+      --> payments.yaml:5:12
+      |
+    5 |   resolve: application
+      |            ^^^^^^^^^^^
+    ");
+    let unknown = destination("  resolve: perhaps\n");
+    assert!(unknown.starts_with("error[CS0103]: `perhaps` must be `name` or `application`"), "{unknown}");
+}
+
+#[test]
 fn freshness_out_of_reach_is_foreseen() {
     let within = |text: &str| {
         let condition = format!(

@@ -1,6 +1,6 @@
 //! Health and metrics, and nothing else: `/livez`, `/readyz`, `/metrics`.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,9 +15,9 @@ use hyper_util::rt::TokioIo;
 use prometheus::{Encoder as _, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
-/// What keeps the program from being ready, by name. Ready when nothing is left.
+/// What keeps the program from being ready, by name, and how often. Ready when nothing is left.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeSet<&'static str>>>, Arc<Mutex<String>>);
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, usize>>>);
 
 /// One reason not to be ready; let go by dropping it.
 #[derive(Debug)]
@@ -30,33 +30,30 @@ impl Readiness {
     /// Not ready until the blocker is dropped. Its name is what the probe prints.
     #[must_use]
     pub fn block(&self, name: &'static str) -> Blocker {
-        self.set().insert(name);
+        *self.held().entry(name).or_default() += 1;
         Blocker { readiness: self.clone(), name }
-    }
-
-    /// Says something beside being ready or not, from now on; nothing if empty.
-    pub fn note(&self, text: &str) {
-        text.clone_into(&mut self.1.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn noted(&self) -> String {
-        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is still missing.
     #[must_use]
     pub fn pending(&self) -> Vec<&'static str> {
-        self.set().iter().copied().collect()
+        self.held().keys().copied().collect()
     }
 
-    fn set(&self) -> std::sync::MutexGuard<'_, BTreeSet<&'static str>> {
+    fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Drop for Blocker {
     fn drop(&mut self) {
-        self.readiness.set().remove(self.name);
+        let mut held = self.readiness.held();
+        if let Some(count) = held.get_mut(self.name) {
+            *count -= 1;
+            if *count == 0 {
+                held.remove(self.name);
+            }
+        }
     }
 }
 
@@ -99,11 +96,8 @@ fn answer(method: &Method, path: &str, readiness: &Readiness, registry: &Registr
     match path {
         "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => match readiness.pending().as_slice() {
-            [] if readiness.noted().is_empty() => text(StatusCode::OK, "ok\n".to_owned()),
-            [] => text(StatusCode::OK, format!("ok; {}\n", readiness.noted())),
-            pending => {
-                text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready yet: {}\n", pending.join(", ")))
-            }
+            [] => text(StatusCode::OK, "ok\n".to_owned()),
+            pending => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", pending.join(", "))),
         },
         "/metrics" => {
             let mut rendered = Vec::new();
@@ -141,7 +135,14 @@ mod tests {
         assert_eq!(readiness.pending(), ["first policy", "trust bundle"]);
         assert_eq!(status("/readyz"), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(status("/livez"), StatusCode::OK);
+        let again = readiness.block("first policy");
         drop((bundle, policy));
+        assert_eq!(
+            readiness.pending(),
+            ["first policy"],
+            "whoever let go first does not let go for the other"
+        );
+        drop(again);
         assert_eq!(status("/readyz"), StatusCode::OK);
         assert_eq!(status("/debug"), StatusCode::NOT_FOUND);
         assert_eq!(

@@ -6,12 +6,12 @@
 use std::collections::BTreeMap;
 
 use model::audit::{Hash, Record};
-use model::destination::{HttpVersion, Protocol, TlsMode};
+use model::destination::{HttpVersion, Protocol, Resolution, TlsMode};
 use model::name::{HostName, HostPattern, Namespace, ResourceRef, SpiffeId};
+use model::redirect::{Redirect, RedirectState};
 use model::request::{Action, RequestFacts};
 use model::slice::{
-    Block, BlockTarget, Bypass, CompiledPolicy, Condition, ConditionKind, Effect, Egress, ProviderFace, Rule,
-    Slice,
+    Block, BlockTarget, CompiledPolicy, Condition, ConditionKind, Effect, Egress, ProviderFace, Rule, Slice,
 };
 use model::{Attestation, Caller, Destination, Injection, UnixMillis, Version};
 use prost::Message as _;
@@ -50,6 +50,23 @@ fn hash(bytes: &[u8], field: &'static str) -> Result<Hash> {
 #[must_use]
 pub fn slice_hash(slice: &v1::Slice) -> [u8; 32] {
     Sha256::digest(slice.encode_to_vec()).into()
+}
+
+impl From<Redirect> for v1::Redirect {
+    fn from(redirect: Redirect) -> Self {
+        Self {
+            state: redirect.state.as_str().to_owned(),
+            rejects_other: redirect.rejects_other,
+            whole: redirect.whole,
+        }
+    }
+}
+
+impl From<&v1::Redirect> for Redirect {
+    fn from(message: &v1::Redirect) -> Self {
+        let state = RedirectState::parse(&message.state);
+        Self { state, rejects_other: message.rejects_other, whole: message.whole }
+    }
 }
 
 impl From<Version> for v1::Version {
@@ -111,7 +128,6 @@ impl From<&Slice> for v1::Slice {
             policies: slice.policies.iter().map(Into::into).collect(),
             conditions: slice.conditions.iter().map(Into::into).collect(),
             blocks: slice.blocks.iter().map(Into::into).collect(),
-            bypasses: slice.bypasses.iter().map(Into::into).collect(),
         }
     }
 }
@@ -134,7 +150,6 @@ impl TryFrom<&v1::Slice> for Slice {
             policies: slice.policies.iter().map(TryInto::try_into).collect::<Result<_>>()?,
             conditions: slice.conditions.iter().map(TryInto::try_into).collect::<Result<_>>()?,
             blocks: slice.blocks.iter().map(TryInto::try_into).collect::<Result<_>>()?,
-            bypasses: slice.bypasses.iter().map(TryInto::try_into).collect::<Result<_>>()?,
         })
     }
 }
@@ -159,10 +174,13 @@ impl From<&Destination> for v1::Destination {
                 TlsMode::Terminate => "terminate".to_owned(),
                 TlsMode::Passthrough => "passthrough".to_owned(),
             },
+            resolve: match destination.resolve {
+                Resolution::Name => "name".to_owned(),
+                Resolution::Application => "application".to_owned(),
+            },
             insecure: destination.insecure,
             ca_bundle: destination.ca_bundle.clone(),
             sensitivity: destination.sensitivity.clone(),
-            redact: destination.redact,
         }
     }
 }
@@ -193,10 +211,15 @@ impl TryFrom<&v1::Destination> for Destination {
                 "passthrough" => TlsMode::Passthrough,
                 _ => return Err(Invalid("destination.tls")),
             },
+            resolve: match destination.resolve.as_str() {
+                "" | "name" => Resolution::Name,
+                // Without TLS nothing would prove the server.
+                "application" if !destination.insecure => Resolution::Application,
+                _ => return Err(Invalid("destination.resolve")),
+            },
             insecure: destination.insecure,
             ca_bundle: destination.ca_bundle.clone(),
             sensitivity: destination.sensitivity.clone(),
-            redact: destination.redact,
         })
     }
 }
@@ -361,30 +384,6 @@ impl TryFrom<&v1::Block> for Block {
     }
 }
 
-impl From<&Bypass> for v1::Bypass {
-    fn from(bypass: &Bypass) -> Self {
-        Self {
-            id: bypass.id.clone(),
-            workload: bypass.workload.to_string(),
-            until_ms: bypass.until.0,
-            reason: bypass.reason.clone(),
-        }
-    }
-}
-
-impl TryFrom<&v1::Bypass> for Bypass {
-    type Error = Invalid;
-
-    fn try_from(bypass: &v1::Bypass) -> Result<Self> {
-        Ok(Self {
-            id: bypass.id.clone(),
-            workload: parse(&bypass.workload, "bypass.workload")?,
-            until: UnixMillis(bypass.until_ms),
-            reason: bypass.reason.clone(),
-        })
-    }
-}
-
 impl From<&RequestFacts> for v1::Request {
     fn from(facts: &RequestFacts) -> Self {
         Self {
@@ -473,10 +472,10 @@ mod tests {
                 protocol: Protocol::Http,
                 http_versions: vec![HttpVersion::Http2, HttpVersion::Http1],
                 tls: TlsMode::Terminate,
+                resolve: Resolution::Application,
                 insecure: false,
                 ca_bundle: "pem".into(),
                 sensitivity: "high".into(),
-                redact: true,
             }],
             providers: vec![ProviderFace {
                 name: reference("payments/token"),
@@ -517,12 +516,6 @@ mod tests {
                 id: "b1".into(),
                 target: BlockTarget::Workload(reference("payments/billing")),
                 reason: "test".into(),
-            }],
-            bypasses: vec![Bypass {
-                id: "y1".into(),
-                workload: reference("payments/billing"),
-                until: UnixMillis(1000),
-                reason: "the proxy is broken".into(),
             }],
         }
     }

@@ -147,7 +147,6 @@ fn not_allowed(world: &mut World, billing: &Workload, report: &Report) -> anyhow
 
     let mut nightly = world.workload("nightly", Evidence::pod("batch", "nightly"))?;
     nightly.start_proxy()?;
-    nightly.redirect()?;
     let stranger = nightly.payments(CHARGE).send()?;
     ensure!(stranger.status == 403, "no policy names nightly, but: {}", stranger.shown());
     lines.push(format!("a second workload, batch/nightly, that no policy names → {}", stranger.shown()));

@@ -110,8 +110,11 @@ fn rows_of(output: &Output, records: &[Record], header: bool) -> String {
         .into_iter()
         .map(|row| {
             let times = if row.times > 1 { format!("{} ×{}", row.target, row.times) } else { row.target };
-            let tone =
-                if row.decision == "denied" || row.decision == "refused" { Tone::Bad } else { Tone::Good };
+            let tone = if ["denied", "refused", "gone", "loop", "shared"].contains(&row.decision.as_str()) {
+                Tone::Bad
+            } else {
+                Tone::Good
+            };
             vec![
                 output.time(row.time, now()),
                 row.caller,
@@ -220,6 +223,14 @@ fn row(event: &Event, outcomes: &HashMap<DecisionId, &Outcome>) -> Option<Row> {
             target: change.object.clone(),
             decision: change.verb.clone(),
             why: dash(change.reason.clone()),
+            ..blank
+        },
+        What::Redirect(seen) => Row {
+            caller: seen.caller.as_ref().map_or("-".to_owned(), |caller| caller.path().to_owned()),
+            action: "redirect".to_owned(),
+            target: if seen.detail.is_empty() { "-".to_owned() } else { seen.detail.clone() },
+            decision: seen.redirect.state.as_str().to_owned(),
+            why: seen.code.map_or("-".to_owned(), |code| format!("{code} {}", code.entry().title)),
             ..blank
         },
         What::Gap(gap) => Row {

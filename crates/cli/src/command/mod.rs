@@ -2,7 +2,6 @@
 
 pub mod apply;
 pub mod audit;
-pub mod bypass;
 pub mod delete;
 pub mod explain;
 pub mod get;

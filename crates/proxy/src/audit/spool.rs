@@ -319,7 +319,6 @@ mod tests {
                 name: None,
                 protocol: "tcp".into(),
                 destination: None,
-                bypass: None,
             }),
         }
     }

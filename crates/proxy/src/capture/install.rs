@@ -1,22 +1,22 @@
 //! Puts the rules in place, shows them, removes them: with `nft`, the kernel's own tool.
 
 use std::io::Write as _;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail};
 
+use super::conflicts;
 use super::rules::{self, Redirect};
 
 /// Installs the redirect in this network namespace, in place of an older one, in one step.
 ///
 /// # Errors
-/// If nft is not there, may not, or the kernel lacks a part; the older rules then stay.
+/// If two options contradict each other, nft is not there, may not, or the kernel lacks a part; the older rules then stay.
 pub fn install(redirect: &Redirect) -> anyhow::Result<()> {
-    if redirect.proxy_uid.is_none() && redirect.proxy_mark.is_none() {
-        bail!(
-            "the proxy's own connections must be told from the application's: give --proxy-uid or --proxy-mark"
-        );
+    if let Some(conflict) = conflicts::find(redirect) {
+        bail!("{conflict}");
     }
     apply(&rules::install(redirect)).context("the redirect could not be installed")
 }
@@ -46,6 +46,21 @@ pub fn show() -> anyhow::Result<Option<String>> {
         return Ok(None);
     }
     Err(explained(&message))
+}
+
+/// The resolvers that `/etc/resolv.conf` names; none if there is no such file.
+#[must_use]
+pub fn configured_resolvers() -> Vec<IpAddr> {
+    nameservers(&std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default())
+}
+
+/// resolv.conf(5): `nameserver` and an address, which may name an interface.
+fn nameservers(text: &str) -> Vec<IpAddr> {
+    let addresses = text.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        (words.next() == Some("nameserver")).then(|| words.next())?
+    });
+    addresses.filter_map(|address| address.split('%').next()?.parse().ok()).collect()
 }
 
 fn apply(text: &str) -> anyhow::Result<()> {
@@ -86,4 +101,17 @@ fn nft() -> anyhow::Result<PathBuf> {
         .map(|place| place.join("nft"))
         .find(|nft| nft.is_file())
         .context("nft is not installed: apt-get install nftables, or your system's package of that name")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resolvers_are_read_as_resolv_conf_has_them() {
+        let text = "search demo.test\nnameserver 10.0.0.53\n # nameserver 10.0.0.54\nnameserver\tfe80::1%eth0\n\
+            nameserver not-an-address\nnameserver\n";
+        let shown: Vec<String> = nameservers(text).iter().map(ToString::to_string).collect();
+        assert_eq!(shown, ["10.0.0.53", "fe80::1"]);
+    }
 }

@@ -1,26 +1,43 @@
 //! What a request is judged by, made from its head in one place for both versions of HTTP.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use http::request::Parts;
 use http::{Method, header};
 use model::request::Action;
 use model::{Code, Failure, HostName, RequestFacts};
-use protocols::http::{Host, is_grpc};
+use protocols::http::{Host, Unclear, is_grpc};
 
 use super::websocket::WebSocket;
+use crate::capture::accept::OriginalDestination;
 
 /// What is known of a connection before its first request.
 #[derive(Clone, Debug)]
 pub struct Channel {
-    /// Where the application dialled.
-    pub original: SocketAddr,
+    /// Where the application was going; `None` on the explicit proxy's port outside a tunnel, where each request says it.
+    pub original: Option<OriginalDestination>,
     /// The name in its ClientHello; `None` without TLS.
     pub name: Option<HostName>,
     /// Whether it is TLS.
     pub secure: bool,
 }
+
+impl Channel {
+    /// Where a request on this connection goes.
+    #[must_use]
+    pub fn destination_of(&self, facts: &RequestFacts) -> OriginalDestination {
+        self.original.clone().unwrap_or_else(|| OriginalDestination::named(facts.host.clone(), facts.port))
+    }
+
+    /// Where the connection was going, for people.
+    #[must_use]
+    pub fn shown(&self) -> String {
+        self.original.as_ref().map_or_else(|| "the explicit proxy".to_owned(), ToString::to_string)
+    }
+}
+
+/// The port of `http`, for a request in absolute-form that names none (RFC 9110 §4.2.1).
+pub const HTTP_PORT: u16 = 80;
 
 /// Reads what is asked.
 ///
@@ -30,14 +47,24 @@ pub struct Channel {
 pub fn facts(parts: &Parts, channel: &Channel) -> Result<RequestFacts, Failure> {
     let malformed = |e: protocols::Malformed| Failure::new(Code::MalformedRequest, e.to_string());
     protocols::http::check_request(parts).map_err(malformed)?;
-    let authority = protocols::http::authority_of(parts).map_err(malformed)?;
+    let authority = protocols::http::authority_of(parts).map_err(|unclear| match unclear {
+        Unclear::Malformed(why) => malformed(why),
+        Unclear::Disagree => {
+            Failure::new(Code::Misdirected, "the request's target and its Host field name different servers")
+        }
+    })?;
     let host = judged_host(&authority.host, channel)?;
-    let port = channel.original.port();
-    if authority.port.is_some_and(|named| named != port) {
-        let detail =
-            format!("the request is for port {}, its connection for {port}", authority.port.unwrap_or(0));
-        return Err(Failure::new(Code::Misdirected, detail));
-    }
+    let port = match &channel.original {
+        None => authority.port.unwrap_or(HTTP_PORT),
+        Some(original) => {
+            let port = original.port();
+            if let Some(named) = authority.port.filter(|named| *named != port) {
+                let detail = format!("the request is for port {named}, its connection for {port}");
+                return Err(Failure::new(Code::Misdirected, detail));
+            }
+            port
+        }
+    };
     carried(parts)?;
     Ok(RequestFacts {
         action: if is_grpc(&parts.method, &parts.headers) { Action::Grpc } else { Action::Http },
@@ -49,9 +76,17 @@ pub fn facts(parts: &Parts, channel: &Channel) -> Result<RequestFacts, Failure> 
     })
 }
 
-/// The one name that decides: that of the ClientHello, which the request must repeat.
+/// The one name that decides: that of the ClientHello, which the request must repeat; and that of the tunnel, if the
+/// application asked the explicit proxy for one by a name.
 fn judged_host(host: &Host, channel: &Channel) -> Result<HostName, Failure> {
-    match (host, &channel.name) {
+    let tunnel = channel.original.as_ref().and_then(OriginalDestination::name);
+    if let Some(asked) = tunnel
+        && let Some(other) = channel.name.as_ref().filter(|name| *name != asked)
+    {
+        let detail = format!("the tunnel is to {asked}, the TLS in it to {other}");
+        return Err(Failure::new(Code::Misdirected, detail));
+    }
+    match (host, channel.name.as_ref().or(tunnel)) {
         (Host::Name(name), Some(opened_for)) if name != opened_for => {
             let detail = format!("the request is for {name}, its connection was opened for {opened_for}");
             Err(Failure::new(Code::Misdirected, detail))

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
+use model::redirect::Redirect;
 use model::{Code, Failure, GrantId, Secret, UnixMillis};
 use prometheus::{IntCounter, IntGauge, Registry};
 use tonic::transport::Channel;
@@ -45,6 +46,7 @@ pub struct Session {
     directory: Arc<StateDir>,
     audit: Audit,
     log: service::telemetry::LogHandle,
+    redirect: tokio::sync::watch::Receiver<Redirect>,
     key: Arc<Zeroizing<Vec<u8>>>,
     client: ArcSwapOption<ControlPlaneClient<Channel>>,
     metrics: Metrics,
@@ -94,6 +96,7 @@ impl Session {
         directory: Arc<StateDir>,
         audit: Audit,
         log: service::telemetry::LogHandle,
+        redirect: tokio::sync::watch::Receiver<Redirect>,
         registry: &Registry,
     ) -> anyhow::Result<Arc<Self>> {
         match watch::restore(&state, &directory) {
@@ -112,6 +115,7 @@ impl Session {
             directory,
             audit,
             log,
+            redirect,
             client: ArcSwapOption::empty(),
             metrics: Metrics::new(registry)?,
         }))
@@ -227,6 +231,7 @@ impl Session {
             directory: self.directory.clone(),
             trust: config.trust.clone(),
             log: self.log.clone(),
+            redirect: self.redirect.clone(),
             up: watch_up,
         };
         let noticing = async {

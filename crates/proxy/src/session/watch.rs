@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
+use model::redirect::Redirect;
 use model::slice::Slice;
 use model::{GrantId, SpiffeId};
 use policy::Snapshot;
@@ -32,6 +33,8 @@ pub struct Watching {
     pub trust: Arc<Trust>,
     /// Changes what is logged.
     pub log: service::telemetry::LogHandle,
+    /// What was found of the redirect: the control plane shows whether it can carry the mode that was pushed.
+    pub redirect: tokio::sync::watch::Receiver<Redirect>,
     /// Told at the first message: the stream is up.
     pub up: tokio::sync::watch::Sender<bool>,
 }
@@ -64,7 +67,7 @@ pub fn forget(state: &CallerState, directory: &StateDir) {
 ///
 /// # Errors
 /// Why it ended.
-pub async fn run(watching: &Watching, mut client: ControlPlaneClient<Channel>) -> Result<(), tonic::Status> {
+pub async fn run(watching: &Watching, client: ControlPlaneClient<Channel>) -> Result<(), tonic::Status> {
     let (requests, receiver) = mpsc::channel(16);
     let running = watching.state.snapshot();
     let start = v1::WatchStart {
@@ -73,8 +76,40 @@ pub async fn run(watching: &Watching, mut client: ControlPlaneClient<Channel>) -
         proxy_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let start = v1::WatchRequest { message: Some(v1::watch_request::Message::Start(start)) };
-    let gone = || tonic::Status::unavailable("the watch has ended");
     requests.send(start).await.map_err(|_| gone())?;
+    let receiving = receive(watching, client, &requests, receiver);
+    tokio::select! {
+        ended = receiving => ended,
+        ended = tell_redirect(watching.redirect.clone(), &requests) => ended,
+    }
+}
+
+/// Says what was found of the redirect, now and at each change.
+async fn tell_redirect(
+    mut redirect: tokio::sync::watch::Receiver<Redirect>,
+    requests: &mpsc::Sender<v1::WatchRequest>,
+) -> Result<(), tonic::Status> {
+    loop {
+        let found = v1::Redirect::from(*redirect.borrow_and_update());
+        let message = v1::WatchRequest { message: Some(v1::watch_request::Message::Redirect(found)) };
+        requests.send(message).await.map_err(|_| gone())?;
+        if redirect.changed().await.is_err() {
+            // It will not change any more; the stream goes on.
+            return std::future::pending().await;
+        }
+    }
+}
+
+fn gone() -> tonic::Status {
+    tonic::Status::unavailable("the watch has ended")
+}
+
+async fn receive(
+    watching: &Watching,
+    mut client: ControlPlaneClient<Channel>,
+    requests: &mpsc::Sender<v1::WatchRequest>,
+    receiver: mpsc::Receiver<v1::WatchRequest>,
+) -> Result<(), tonic::Status> {
     let mut messages = client.watch(ReceiverStream::new(receiver)).await?.into_inner();
     let mut serial = 0;
     while let Some(message) = messages.message().await? {

@@ -1,7 +1,6 @@
-//! Dials and verifies an upstream.
+//! Verifies an upstream, once it is connected.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,6 @@ use tokio_rustls::client::TlsStream;
 
 use super::last_word::LastWord;
 use super::roots::Roots;
-use crate::socket::{self, SocketOptions};
 
 /// How long one address may take to accept a connection, and a server to complete a handshake.
 #[derive(Clone, Copy, Debug)]
@@ -32,34 +30,6 @@ pub enum Link {
     Tls(Box<LastWord<TlsStream<TcpStream>>>, HttpVersion),
     /// Without TLS, to a destination that says `insecure`.
     Plain(LastWord<TcpStream>),
-}
-
-/// Connects to the first of the addresses that answers.
-///
-/// # Errors
-/// [`Code::UpstreamUnreachable`] or [`Code::UpstreamTimeout`], from the last address tried.
-pub async fn dial(
-    addresses: &[SocketAddr],
-    options: &SocketOptions,
-    patience: Duration,
-) -> Result<(TcpStream, SocketAddr), Failure> {
-    let mut last = Failure::new(Code::UpstreamUnreachable, "there is no address to dial");
-    for address in addresses {
-        match timeout(patience, socket::connect_tcp(*address, options)).await {
-            Ok(Ok(stream)) => {
-                let _ = stream.set_nodelay(true);
-                return Ok((stream, *address));
-            }
-            Ok(Err(error)) => {
-                last = Failure::new(Code::UpstreamUnreachable, format!("{address}: {error}")).because(error);
-            }
-            Err(_) => {
-                let detail = format!("{address} did not accept a connection in {} s", patience.as_secs());
-                last = Failure::new(Code::UpstreamTimeout, detail);
-            }
-        }
-    }
-    Err(last)
 }
 
 /// Completes TLS on a connection and verifies the server for exactly `name`.

@@ -1,14 +1,20 @@
 //! Stage 8, upstream: send it to the right server.
 //!
-//! [`resolve`] finds the addresses of the judged name, [`connect`] dials one and verifies it, [`pool`] keeps
-//! connections by all that they can remember, and [`send`] puts a request on one of them, in its version of HTTP
-//! ([`http1`], [`http2`]) or as a tunnel ([`websocket`]).
+//! [`resolve`] finds the addresses of the judged name ([`dns`] looks it up, [`address`] knows which may not be dialled),
+//! [`dial`] connects to one of them, through a [`corporate`] proxy if need be, and [`connect`] verifies it; [`pool`] keeps connections by all that they can remember,
+//! and [`send`] puts a request on one of them, in its version of HTTP ([`http1`], [`http2`]) or as a tunnel
+//! ([`websocket`]). [`once`] is for a request that no policy covers.
 
+pub mod address;
 pub mod connect;
+pub mod corporate;
+pub mod dial;
+pub mod dns;
 pub mod failure;
 pub mod http1;
 pub mod http2;
 pub mod last_word;
+pub mod once;
 pub mod pool;
 pub mod resolve;
 pub mod roots;

@@ -5,14 +5,16 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use model::destination::HttpVersion;
+use model::destination::{HttpVersion, Resolution};
 use model::{Destination, HostName, SpiffeId};
 use tokio::time::Instant;
 
+use crate::capture::accept::OriginalDestination;
 use crate::protocol::Body;
 
 /// A connection of HTTP/1 that can take a request.
@@ -73,12 +75,28 @@ pub struct OriginKey {
     pub secure: bool,
     /// The roots that it was verified by; empty for the standard ones.
     pub ca_bundle: String,
+    /// The address, where only the application knows which one is right.
+    pub member: Option<SocketAddr>,
 }
 
 impl OriginKey {
     /// The key of calls by `caller` to `host` under this destination.
-    pub fn new(caller: SpiffeId, host: HostName, port: u16, secure: bool, destination: &Destination) -> Self {
-        Self { caller, host, port, secure, ca_bundle: destination.ca_bundle.clone() }
+    pub fn new(
+        caller: SpiffeId,
+        host: HostName,
+        secure: bool,
+        destination: &Destination,
+        original: &OriginalDestination,
+    ) -> Self {
+        let application_s = destination.resolve == Resolution::Application;
+        Self {
+            caller,
+            host,
+            port: original.port(),
+            secure,
+            ca_bundle: destination.ca_bundle.clone(),
+            member: original.address().filter(|_| application_s),
+        }
     }
 }
 

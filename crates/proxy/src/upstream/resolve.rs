@@ -1,108 +1,121 @@
-//! Finds the addresses of the name that was judged, as the application would: hosts file, search list, DNS.
+//! Finds the addresses of the name that was judged, as the application would (hosts file, search list, DNS), and leaves
+//! out those to which nobody may be led.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-use hickory_resolver::TokioResolver;
-use hickory_resolver::config::{ResolveHosts, ResolverConfig};
-use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use model::destination::Resolution;
 use model::{Code, Destination, Failure, HostName};
 
+use super::address::{interleaved, is_own, is_special};
+use super::dns::Dns;
 use crate::capture::accept::OriginalDestination;
+use crate::socket::SocketOptions;
 
 /// The resolver of one worker.
 pub struct Resolver {
-    as_application: TokioResolver,
-    without_hosts_file: TokioResolver,
+    dns: Dns,
     own_ports: Arc<[u16]>,
 }
 
 impl Resolver {
-    /// Reads `/etc/resolv.conf` and the hosts file. Without a usable `resolv.conf` only the hosts file is asked.
+    /// A resolver by the system's files.
     ///
     /// # Errors
-    /// If the resolver can't be made from that.
-    pub fn new(own_ports: Arc<[u16]>) -> Result<Self, Failure> {
-        Ok(Self {
-            as_application: build(ResolveHosts::Always)?,
-            without_hosts_file: build(ResolveHosts::Never)?,
-            own_ports,
-        })
+    /// If it can't be made from them.
+    pub fn new(options: SocketOptions, own_ports: Arc<[u16]>) -> Result<Self, Failure> {
+        Ok(Self { dns: Dns::new(options)?, own_ports })
     }
 
-    /// The addresses to dial for a covered call, best first: the one that the application dialled, if it is among
-    /// the name's own; then the others.
+    /// The addresses to dial for a covered call, or for what the explicit proxy was asked for without a policy
+    /// (`destination` is `None`), best first: the one that the application dialled, if it is among the name's own; then
+    /// the others, the families in turn.
+    ///
+    /// The addresses that are checked here are the ones that are dialled: nobody looks the name up again.
     ///
     /// # Errors
-    /// [`Code::NameNotResolved`] if the name has none, [`Code::ForbiddenAddress`] if it has only such as a covered
-    /// call may not go to.
+    /// [`Code::NameNotResolved`] if the name has none, [`Code::ForbiddenAddress`] if it has only such as a call may not
+    /// go to.
     pub async fn addresses(
         &self,
         name: &HostName,
-        destination: &Destination,
-        original: OriginalDestination,
+        destination: Option<&Destination>,
+        original: &OriginalDestination,
     ) -> Result<Vec<SocketAddr>, Failure> {
-        let port = original.0.port();
-        // The application can write the hosts file; without TLS nothing else would prove the server.
-        let resolver = if destination.insecure { &self.without_hosts_file } else { &self.as_application };
-        let answer = resolver.lookup_ip(name.as_str()).await.map_err(|error| {
-            Failure::new(Code::NameNotResolved, format!("{name} has no address")).because(error)
-        })?;
-        let all: Vec<IpAddr> = answer.iter().map(|address| address.to_canonical()).collect();
-        let mut allowed: Vec<IpAddr> =
-            all.iter().copied().filter(|address| self.is_allowed(*address, port, destination)).collect();
-        if let (None, Some(first)) = (allowed.first(), all.first()) {
-            let detail = format!("{name} resolves to {first}, which a covered call may not go to");
+        let port = original.port();
+        let dialled = original.address().map(|address| address.ip().to_canonical());
+        let found = match destination.map(|destination| destination.resolve) {
+            Some(Resolution::Application) => vec![application_s(name, dialled)?],
+            _ => self.look_up(name, destination).await?,
+        };
+        let allowed: Vec<IpAddr> =
+            found.iter().copied().filter(|address| self.is_allowed(*address, port, destination)).collect();
+        let Some(first) = found.first() else {
+            return Err(Failure::new(Code::NameNotResolved, format!("{name} has no address")));
+        };
+        if allowed.is_empty() {
+            let detail = format!("{name} resolves to {first}, which such a call may not go to");
             return Err(Failure::new(Code::ForbiddenAddress, detail));
         }
-        let dialled = original.0.ip().to_canonical();
-        if let Some(position) = allowed.iter().position(|address| *address == dialled) {
-            allowed.swap(0, position);
-        }
-        if allowed.is_empty() {
-            return Err(Failure::new(Code::NameNotResolved, format!("{name} has no address")));
-        }
-        Ok(allowed.into_iter().map(|address| SocketAddr::new(address, port)).collect())
+        Ok(in_order(allowed, dialled).into_iter().map(|address| SocketAddr::new(address, port)).collect())
     }
 
-    fn is_allowed(&self, address: IpAddr, port: u16, destination: &Destination) -> bool {
-        let own = address.is_loopback() && self.own_ports.contains(&port);
-        !own && (destination.lists_address(address) || !is_special(address))
+    /// All addresses of a name that the operator has configured, wherever they lead.
+    ///
+    /// # Errors
+    /// [`Code::NameNotResolved`] if it has none.
+    pub async fn all(&self, name: &HostName) -> Result<Vec<IpAddr>, Failure> {
+        Ok(interleaved(self.look_up(name, None).await?))
+    }
+
+    async fn look_up(
+        &self,
+        name: &HostName,
+        destination: Option<&Destination>,
+    ) -> Result<Vec<IpAddr>, Failure> {
+        // The application can write the hosts file; without TLS nothing else would prove the server.
+        let insecure = destination.is_some_and(|destination| destination.insecure);
+        let listed = if insecure { Vec::new() } else { self.dns.in_hosts_file(name) };
+        let found = if listed.is_empty() { self.dns.look_up(name).await? } else { listed };
+        Ok(found.into_iter().map(|address| address.to_canonical()).collect())
+    }
+
+    /// Whether the explicit proxy may go to this address, for which it was asked.
+    ///
+    /// # Errors
+    /// [`Code::ForbiddenAddress`] if not.
+    pub fn check(&self, address: SocketAddr, destination: Option<&Destination>) -> Result<(), Failure> {
+        if self.is_allowed(address.ip(), address.port(), destination) {
+            return Ok(());
+        }
+        Err(Failure::new(Code::ForbiddenAddress, format!("the explicit proxy does not go to {address}")))
+    }
+
+    /// Whether a call may go to this address: special ones only where the destination lists them, the proxy's own ports
+    /// never.
+    fn is_allowed(&self, address: IpAddr, port: u16, destination: Option<&Destination>) -> bool {
+        let listed = destination.is_some_and(|destination| destination.lists_address(address));
+        let own = || self.own_ports.contains(&port) && is_own(address);
+        (listed || !is_special(address)) && !own()
     }
 }
 
-/// Addresses that a covered call may not go to unless its destination lists them: loopback, link-local (the metadata
-/// services of the clouds among them), unspecified, multicast, and the IPv6 metadata address of AWS.
-pub fn is_special(address: IpAddr) -> bool {
-    match address.to_canonical() {
-        IpAddr::V4(v4) => {
-            v4.is_loopback()
-                || v4.is_link_local()
-                || v4.is_unspecified()
-                || v4.is_multicast()
-                || v4.is_broadcast()
-                || v4.octets()[0] == 0
-        }
-        IpAddr::V6(v6) => {
-            v6.is_loopback()
-                || v6.is_unicast_link_local()
-                || v6.is_unspecified()
-                || v6.is_multicast()
-                // fd00:ec2::/32: AWS instance metadata and its siblings over IPv6 (EC2 user guide).
-                || v6.segments()[..2] == [0xfd00, 0x0ec2]
-        }
-    }
-}
-
-fn build(hosts: ResolveHosts) -> Result<TokioResolver, Failure> {
-    let provider = TokioRuntimeProvider::default;
-    let mut builder = TokioResolver::builder(provider())
-        .unwrap_or_else(|_| TokioResolver::builder_with_config(ResolverConfig::default(), provider()));
-    builder.options_mut().use_hosts_file = hosts;
-    builder.build().map_err(|error| {
-        Failure::new(Code::NameNotResolved, "the resolver could not be set up from /etc/resolv.conf")
-            .because(error)
+fn application_s(name: &HostName, dialled: Option<IpAddr>) -> Result<IpAddr, Failure> {
+    dialled.ok_or_else(|| {
+        let detail = format!(
+            "only the application knows the address of {name} (`resolve: application`), and it gave a name to the \
+             explicit proxy: let the call be captured, or ask the explicit proxy for the address"
+        );
+        Failure::new(Code::NameNotResolved, detail)
     })
+}
+
+fn in_order(mut addresses: Vec<IpAddr>, dialled: Option<IpAddr>) -> Vec<IpAddr> {
+    if let Some(position) = addresses.iter().position(|address| Some(*address) == dialled) {
+        let first = addresses.remove(position);
+        addresses.insert(0, first);
+    }
+    interleaved(addresses)
 }
 
 #[cfg(test)]
@@ -110,27 +123,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn special_addresses_in_every_spelling() {
-        let special = [
-            "127.0.0.1",
-            "127.9.9.9",
-            "169.254.169.254",
-            "::1",
-            "fe80::1",
-            "::ffff:169.254.169.254",
-            "::ffff:127.0.0.1",
-            "fd00:ec2::254",
-            "0.0.0.0",
-            "::",
-            "0.1.2.3",
-            "224.0.0.1",
-            "ff02::1",
-        ];
-        for text in special {
-            assert!(is_special(text.parse().unwrap()), "{text}");
-        }
-        for text in ["10.0.0.1", "192.168.1.1", "203.0.113.9", "fd77::1", "2001:db8::1"] {
-            assert!(!is_special(text.parse().unwrap()), "{text}");
-        }
+    fn the_application_s_address_comes_first_if_it_is_among_the_answers() {
+        let addresses =
+            |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpAddr>>();
+        let found = addresses(&["fd77::1", "fd77::2", "10.0.0.1"]);
+        let first = |dialled: &str| in_order(found.clone(), dialled.parse().ok())[0];
+        assert_eq!(first("fd77::2").to_string(), "fd77::2");
+        assert_eq!(first("10.0.0.1").to_string(), "10.0.0.1");
+        assert_eq!(first("10.9.9.9").to_string(), "fd77::1");
+        assert_eq!(in_order(found.clone(), None), addresses(&["fd77::1", "10.0.0.1", "fd77::2"]));
     }
 }

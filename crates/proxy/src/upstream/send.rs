@@ -1,6 +1,5 @@
 //! Puts a request on a connection to its upstream and brings the answer's head back.
 
-use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,18 +9,17 @@ use model::destination::HttpVersion;
 use model::{Code, Destination, Failure};
 
 use super::SendFailure;
-use super::connect::{self, Link, Patience};
+use super::connect::{self, Link};
+use super::dial::Dialler;
 use super::http1::start_http1;
 use super::http2::start_http2;
 use super::last_word::LastWord;
 use super::pool::{Http1Sender, Http2Sender, Origin};
-use super::resolve::Resolver;
 use super::roots::Roots;
 use crate::capture::accept::OriginalDestination;
 use crate::protocol::Body;
 use crate::protocol::interim::Interim;
 use crate::protocol::websocket::WebSocket;
-use crate::socket::SocketOptions;
 
 /// What sending needs besides the request.
 pub struct Sender<'a> {
@@ -29,16 +27,14 @@ pub struct Sender<'a> {
     pub origin: &'a Rc<Origin>,
     /// What is called.
     pub destination: &'a Arc<Destination>,
-    /// Where the application dialled.
+    /// Where the application was going.
     pub original: OriginalDestination,
     /// Of this worker.
-    pub resolver: &'a Resolver,
+    pub dialler: &'a Dialler,
     /// By whom upstreams are believed.
     pub roots: &'a Roots,
-    /// How the proxy's own sockets are told from the application's.
-    pub socket: &'a SocketOptions,
-    /// For connecting.
-    pub patience: Patience,
+    /// For the TLS handshake.
+    pub handshake_patience: Duration,
     /// For the head of the answer.
     pub answer_patience: Duration,
     /// Where interim answers go.
@@ -152,13 +148,11 @@ impl Sender<'_> {
 
     pub(super) async fn link(&self, offer: &[HttpVersion]) -> Result<Link, Failure> {
         let key = &self.origin.key;
-        let addresses: Vec<SocketAddr> =
-            self.resolver.addresses(&key.host, self.destination, self.original).await?;
-        let (stream, _) = connect::dial(&addresses, self.socket, self.patience.connect).await?;
+        let (stream, _) = self.dialler.to_name(&key.host, Some(self.destination), &self.original).await?;
         if !key.secure {
             return Ok(Link::Plain(LastWord::new(stream)));
         }
-        let patience = self.patience.handshake;
+        let patience = self.handshake_patience;
         let linked = connect::secure(stream, &key.host, self.destination, self.roots, offer, patience).await;
         if offer == [HttpVersion::Http1] && linked.as_ref().is_err_and(connect::is_protocol_refused) {
             self.origin.refuse_http1();

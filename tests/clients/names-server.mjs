@@ -1,0 +1,55 @@
+// Services under any name, that tell by which name they were called and with what: for tests of names and addresses.
+//
+//   9443, 9444  TLS, HTTP/2 and HTTP/1.1     9080, 9081  HTTP/1.1 in the clear, and what is asked with an upgrade
+//   9025        speaks first                 9092        what was seen (plain, loopback)
+import fs from 'node:fs';
+import http from 'node:http';
+import http2 from 'node:http2';
+import net from 'node:net';
+
+const [, , directory] = process.argv;
+const identity = { key: fs.readFileSync(`${directory}/key.pem`), cert: fs.readFileSync(`${directory}/certificate.pem`) };
+let seen = [];
+
+function answer(request, response) {
+  const socket = request.socket ?? request.stream.session.socket;
+  const told = {
+    method: request.method,
+    target: request.url,
+    host: request.headers[':authority'] ?? request.headers.host ?? '',
+    sni: socket.servername || '',
+    address: socket.localAddress.replace('::ffff:', ''),
+    port: socket.localPort,
+    version: request.httpVersion,
+    credential: /^Bearer ey/.test(request.headers.authorization ?? ''),
+    headers: request.headers,
+  };
+  seen.push(told);
+  const url = new URL(request.url, 'http://x');
+  if (url.pathname === '/redirect') {
+    return void response.writeHead(302, { location: url.searchParams.get('to') }).end('elsewhere');
+  }
+  if (url.pathname === '/echo') return void request.pipe(response);
+  response.writeHead(200, { 'content-type': 'application/json' });
+  return void response.end(JSON.stringify(told));
+}
+
+function fail(error) {
+  console.error(error);
+  process.exit(1);
+}
+
+for (const port of [9443, 9444]) {
+  const server = http2.createSecureServer({ ...identity, allowHTTP1: true }, answer);
+  server.on('sessionError', () => {}).on('error', fail).listen(port, '::');
+}
+for (const port of [9080, 9081]) http.createServer(answer).on('error', fail).listen(port, '::');
+net.createServer((socket) => {
+  socket.on('error', () => {});
+  socket.write('220 names\r\n');
+  socket.pipe(socket);
+}).on('error', fail).listen(9025, '::');
+http.createServer((request, response) => {
+  response.end(JSON.stringify(seen));
+  if (request.method === 'DELETE') seen = [];
+}).on('error', fail).listen(9092, '127.0.0.1');
