@@ -1,151 +1,87 @@
-//! What the proxy adds: latency and CPU for each request, against the direct call, with everything on.
+//! What the proxy costs: against the direct call, against other proxies on the same core, and in memory.
 //!
-//! Two workloads in namespaces of their own call the same upstream: one directly, one through its proxy, with policy,
-//! credential, audit and metrics. See README.md for the method.
+//! See README.md for the method and what the figures are worth.
 
-use std::time::Duration;
+mod documents;
+mod latency;
+mod load;
+mod measure;
+mod memory;
+mod rivals;
+mod stage;
 
-use anyhow::{Context as _, ensure};
-use serde::Deserialize;
-use tests::daemon::{Daemon, Recipe};
-use tests::sandbox::{As, PRIVATE, PROGRAMS};
-use tests::workload::{Evidence, Workload};
-use tests::world::{Egress, PAYMENTS, SERVICE_ROOT, World};
+use clap::{Parser, ValueEnum};
 
-/// Connections, and requests over all of them.
-const ROWS: [(usize, usize); 2] = [(1, 4_000), (64, 40_000)];
+use crate::rivals::Kind;
+use crate::stage::Stage;
 
-/// Each row is measured this often; the median counts.
-const ROUNDS: usize = 3;
+/// Measures.
+#[derive(Debug, Parser)]
+struct Settings {
+    /// What to measure; everything if nothing is named.
+    #[arg(value_enum)]
+    parts: Vec<Part>,
+    /// Rounds of each row, in which the proxies take turns; the median counts.
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Proxies to compare with besides nginx.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    peers: Vec<Kind>,
+    /// Measures nothing, but keeps our proxy under load for this many seconds, for a profiler to look at.
+    #[arg(long, value_name = "SECONDS")]
+    hold: Option<u64>,
+    /// The version of that load.
+    #[arg(long)]
+    http2: bool,
+}
 
-const PATIENCE: Duration = Duration::from_secs(300);
-
-#[derive(Clone, Copy, Debug, Deserialize)]
-struct Load {
-    requests: usize,
-    seconds: f64,
-    p50_us: f64,
-    p99_us: f64,
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Part {
+    /// Latency and CPU that the proxy adds to a direct call.
+    Latency,
+    /// CPU for each request, against nginx on the same core.
+    Cpu,
+    /// Memory, idle and with idle connections.
+    Memory,
 }
 
 fn main() -> anyhow::Result<()> {
-    let mut world = World::new()?;
-    world.start_issuer()?;
-    let _upstream = upstream(&world)?;
-    world.start_control(Egress::Enforce)?;
-    world.apply_quickstart()?;
-    let mut billing = world.billing()?;
-    let direct = world.workload("direct", Evidence::pod("payments", "direct"))?;
-    say("version   conns  direct p50   p99     through p50   p99     added p50   req/s   CPU/request");
-    for http2 in [false, true] {
-        for (connections, requests) in ROWS {
-            row(&direct, &mut billing, http2, connections, requests)?;
-        }
+    let settings = Settings::parse();
+    let wanted = |part| settings.parts.is_empty() || settings.parts.contains(&part);
+    measure::take_precedence()?;
+    let mut stage = Stage::new()?;
+    if let Some(seconds) = settings.hold {
+        return rivals::hold(&mut stage, settings.http2, seconds);
     }
-    say(
-        "µs; CPU of the proxy in user and kernel mode, all threads; medians of three rounds, direct and through in turn",
-    );
+    // First: what an idle proxy takes is that of one that has carried nothing.
+    if wanted(Part::Memory) {
+        memory::rows(&mut stage)?;
+    }
+    if wanted(Part::Cpu) {
+        let kinds = [&[Kind::Nginx], settings.peers.as_slice()].concat();
+        let rivals = kinds.into_iter().map(|kind| stage.rival(kind)).collect::<anyhow::Result<Vec<_>>>()?;
+        rivals::rows(&mut stage, rivals, settings.rounds)?;
+    }
+    if wanted(Part::Latency) {
+        latency::rows(&mut stage)?;
+    }
     Ok(())
 }
 
-fn upstream(world: &World) -> anyhow::Result<Daemon> {
-    let file = |name: &str| format!("{PRIVATE}/{PAYMENTS}/{name}.pem");
-    let args = [
-        "--listen".to_owned(),
-        "[::]:443".to_owned(),
-        "--certificate".to_owned(),
-        file("certificate"),
-        "--key".to_owned(),
-        file("key"),
-    ];
-    let recipe = Recipe {
-        name: "upstream".to_owned(),
-        client: None,
-        who: As::Root,
-        program: "bench-upstream",
-        args: args.to_vec(),
-        probe: None,
-    };
-    let daemon = Daemon::start(world.sandbox(), recipe)?;
-    std::thread::sleep(Duration::from_millis(300));
-    Ok(daemon)
+/// The median of some figures.
+pub(crate) fn median(figures: impl IntoIterator<Item = f64>) -> f64 {
+    quantile(figures, 0.5)
 }
 
-fn row(
-    direct: &Workload,
-    through: &mut Workload,
-    http2: bool,
-    connections: usize,
-    requests: usize,
-) -> anyhow::Result<()> {
-    let (mut plain, mut carried, mut cpu) = (Vec::new(), Vec::new(), Vec::new());
-    // Once before, so that nothing that is measured is the first of its kind.
-    load(through, http2, connections, connections * 20, None)?;
-    for _ in 0..ROUNDS {
-        plain.push(load(direct, http2, connections, requests, Some(SERVICE_ROOT))?);
-        let before = cpu_of(through)?;
-        let made = load(through, http2, connections, requests, None)?;
-        let spent = cpu_of(through)? - before;
-        cpu.push(spent.as_secs_f64() * 1e6 / made.requests as f64);
-        carried.push(made);
-    }
-    let median = |values: &mut dyn Iterator<Item = f64>| {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
-    let (d50, d99) =
-        (median(&mut plain.iter().map(|l| l.p50_us)), median(&mut plain.iter().map(|l| l.p99_us)));
-    let (t50, t99) =
-        (median(&mut carried.iter().map(|l| l.p50_us)), median(&mut carried.iter().map(|l| l.p99_us)));
-    let rate = median(&mut carried.iter().map(|l| l.requests as f64 / l.seconds));
-    let version = if http2 { "HTTP/2" } else { "HTTP/1.1" };
-    say(&format!(
-        "{version:<9} {connections:>5} {d50:>10.0} {d99:>7.0} {t50:>12.0} {t99:>7.0} {:>11.0} {rate:>9.0} {:>10.1}",
-        t50 - d50,
-        median(&mut cpu.into_iter()),
-    ));
-    Ok(())
-}
-
-fn load(
-    workload: &Workload,
-    http2: bool,
-    connections: usize,
-    requests: usize,
-    root: Option<&str>,
-) -> anyhow::Result<Load> {
-    let url = format!("https://{PAYMENTS}/v1/charges/42");
-    let mut command = workload.application(&format!("{PROGRAMS}/bench-load")).args([
-        "--url",
-        &url,
-        "--connections",
-        &connections.to_string(),
-        "--requests",
-        &requests.to_string(),
-    ]);
-    if http2 {
-        command = command.arg("--http2");
-    }
-    if let Some(root) = root {
-        command = command.env("SSL_CERT_FILE", root);
-    }
-    let output = command.output(PATIENCE)?;
-    ensure!(output.success(), "bench-load: {}{}", output.text(), output.stderr);
-    serde_json::from_str(output.text().trim()).with_context(|| output.text())
-}
-
-/// CPU time of the proxy so far: fields 14 and 15 of its `stat` (proc(5)), in ticks of 10 ms.
-fn cpu_of(workload: &mut Workload) -> anyhow::Result<Duration> {
-    let pid = workload.proxy().process().pid().context("the proxy has ended")?;
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    let after_name = stat.rsplit_once(')').context("stat")?.1;
-    let field = |n: usize| after_name.split_whitespace().nth(n - 3).and_then(|text| text.parse::<u64>().ok());
-    let ticks = field(14).context("utime")? + field(15).context("stime")?;
-    Ok(Duration::from_millis(ticks * 10))
+/// The figure below which this share of them lies.
+pub(crate) fn quantile(figures: impl IntoIterator<Item = f64>, share: f64) -> f64 {
+    let mut figures: Vec<f64> = figures.into_iter().collect();
+    figures.sort_by(f64::total_cmp);
+    let index = ((figures.len() as f64 - 1.0) * share).round() as usize;
+    figures.get(index).copied().unwrap_or(f64::NAN)
 }
 
 #[expect(clippy::print_stdout, reason = "the answer of the program")]
-fn say(line: &str) {
+pub(crate) fn say(line: &str) {
     println!("{line}");
 }

@@ -116,7 +116,9 @@ impl Workload {
         Place::Client(&self.name)
     }
 
-    fn proxy_uid(&self) -> u32 {
+    /// As whom its proxy runs, as root.
+    #[must_use]
+    pub fn proxy_uid(&self) -> u32 {
         PROXY_UID + self.number
     }
 

@@ -29,6 +29,24 @@ struct Settings {
     /// Requests, in all.
     #[arg(long)]
     requests: usize,
+    /// Keeps the connections open, idle, until standard input ends.
+    #[arg(long)]
+    hold: bool,
+}
+
+/// Connections that are opened at a time.
+const OPENING: usize = 8;
+
+/// What a caller has found, and its connection.
+struct Called {
+    latencies: Vec<Duration>,
+    _connection: Connection,
+}
+
+/// Open as long as it is there.
+enum Connection {
+    Http1(#[expect(dead_code, reason = "held")] http1::SendRequest<Empty<Bytes>>),
+    Http2(#[expect(dead_code, reason = "held")] http2::SendRequest<Empty<Bytes>>),
 }
 
 #[tokio::main(flavor = "current_thread")]
@@ -36,14 +54,16 @@ async fn main() -> anyhow::Result<()> {
     let settings = Settings::parse();
     let tls = Arc::new(tls(settings.http2)?);
     let each = settings.requests / settings.connections;
+    let opening = Arc::new(tokio::sync::Semaphore::new(OPENING));
     let began = Instant::now();
     let callers: Vec<_> = (0..settings.connections)
-        .map(|_| tokio::spawn(caller(settings.clone(), tls.clone(), each)))
+        .map(|_| tokio::spawn(caller(settings.clone(), tls.clone(), opening.clone(), each)))
         .collect();
-    let mut latencies = Vec::new();
+    let mut called = Vec::new();
     for caller in callers {
-        latencies.extend(caller.await??);
+        called.push(caller.await??);
     }
+    let mut latencies: Vec<Duration> = called.iter().flat_map(|called| called.latencies.clone()).collect();
     let seconds = began.elapsed().as_secs_f64();
     latencies.sort_unstable();
     let at = |share: f64| {
@@ -54,15 +74,21 @@ async fn main() -> anyhow::Result<()> {
         "requests": latencies.len(), "seconds": seconds, "p50_us": at(0.5), "p99_us": at(0.99),
     });
     say(&line.to_string());
+    if settings.hold {
+        let end = || std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
+        tokio::task::spawn_blocking(end).await??;
+    }
     Ok(())
 }
 
 async fn caller(
     settings: Settings,
     tls: Arc<rustls::ClientConfig>,
+    opening: Arc<tokio::sync::Semaphore>,
     requests: usize,
-) -> anyhow::Result<Vec<Duration>> {
+) -> anyhow::Result<Called> {
     let host = settings.url.host().context("the URL names no host")?.to_owned();
+    let turn = opening.acquire().await?;
     let stream = TcpStream::connect((host.as_str(), settings.url.port_u16().unwrap_or(443))).await?;
     stream.set_nodelay(true)?;
     let name = ServerName::try_from(host.clone())?;
@@ -71,24 +97,33 @@ async fn caller(
     let request = |uri: Uri| {
         Request::get(uri).header("host", host.as_str()).header("x-direct", "1").body(Empty::<Bytes>::new())
     };
-    if settings.http2 {
+    let connection = if settings.http2 {
         let (mut sender, connection) = http2::handshake(TokioExecutor::new(), stream).await?;
         tokio::spawn(connection);
+        let mut turn = Some(turn);
         for _ in 0..requests {
             let mut request = request(settings.url.clone())?;
             request.headers_mut().remove("host");
             latencies.push(timed(sender.send_request(request)).await?);
+            turn.take();
         }
+        Connection::Http2(sender)
     } else {
         let (mut sender, connection) = http1::handshake(stream).await?;
         tokio::spawn(connection);
         let path: Uri = settings.url.path().parse()?;
+        let mut turn = Some(turn);
         for _ in 0..requests {
             latencies.push(timed(sender.send_request(request(path.clone())?)).await?);
+            turn.take();
         }
-    }
+        Connection::Http1(sender)
+    };
     // The first request of a connection pays for what comes after none.
-    Ok(latencies.split_off(1.min(latencies.len())))
+    if requests > 1 {
+        latencies.remove(0);
+    }
+    Ok(Called { latencies, _connection: connection })
 }
 
 async fn timed(

@@ -1,0 +1,53 @@
+//! Memory of the proxy: idle, and with connections that lie idle.
+
+use std::time::Duration;
+
+use crate::latency::version;
+use crate::load::idle;
+use crate::stage::Stage;
+use crate::{measure, say};
+
+/// Connections that lie idle.
+const CONNECTIONS: usize = 1000;
+
+/// What we promise, in MiB.
+const ANONYMOUS_MAX: f64 = 4.0;
+const RESIDENT_MAX: f64 = 16.0;
+const ADDED_MAX: f64 = 40.0;
+
+/// Prints the table.
+pub(crate) fn rows(stage: &mut Stage) -> anyhow::Result<()> {
+    let pid = stage.our_pid()?;
+    let mib = |kilobytes: u64| kilobytes as f64 / 1024.0;
+    say("\nMemory of the proxy (MiB), with ten policies in its slice\n");
+    say("                                  anonymous  resident   bound");
+    // What a start needs once has been given back by then, if it is given back at all.
+    std::thread::sleep(Duration::from_secs(2));
+    let nothing = measure::memory(pid)?;
+    say(&format!(
+        "idle                              {:>9.1} {:>9.1}   {ANONYMOUS_MAX:.0} anonymous, {RESIDENT_MAX:.0} resident",
+        mib(nothing.anonymous),
+        mib(nothing.resident),
+    ));
+    for http2 in [false, true] {
+        let before = measure::memory(pid)?;
+        let held = idle(&stage.ours, http2, CONNECTIONS)?;
+        std::thread::sleep(Duration::from_secs(1));
+        let with = measure::memory(pid)?;
+        say(&format!(
+            "added by {CONNECTIONS} idle, {:<9}       {:>9.1} {:>9.1}   {ADDED_MAX:.0} resident",
+            version(http2),
+            mib(with.anonymous.saturating_sub(before.anonymous)),
+            mib(with.resident.saturating_sub(before.resident)),
+        ));
+        drop(held);
+        std::thread::sleep(Duration::from_secs(3));
+    }
+    let after = measure::memory(pid)?;
+    say(&format!(
+        "idle again                        {:>9.1} {:>9.1}",
+        mib(after.anonymous),
+        mib(after.resident)
+    ));
+    Ok(())
+}
