@@ -674,8 +674,9 @@ async fn read_audit(
             Ok(page) => page,
             Err(error) => return drop(answers.send(Err(failed(error))).await),
         };
-        for (at, stored_at, record) in &page {
-            cursor = *at;
+        let ended = page.is_empty();
+        for (at, stored_at, record) in page {
+            cursor = at;
             let event = serde_json::from_slice::<Event>(&record.payload);
             if !event.is_ok_and(|event| wanted(&request, &event)) {
                 continue;
@@ -689,7 +690,7 @@ async fn read_audit(
                 return;
             }
         }
-        if page.is_empty() {
+        if ended {
             if !request.follow || answers.is_closed() {
                 return;
             }

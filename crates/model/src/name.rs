@@ -1,9 +1,14 @@
 //! Names: of hosts, callers, namespaces and documents. Each is checked when made, so that a value is always good.
+//!
+//! They are shared and written without a copy: each call of the proxy names its caller, its destination and its
+//! policies several times.
 
+use std::borrow::Borrow;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// Why a text is not the name that it was taken for. The message says what is allowed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -33,9 +38,8 @@ pub enum InvalidName {
 /// A DNS name in the form in which names are compared: lower-case A-labels (IDNA 2008, UTS 46), no trailing dot.
 ///
 /// Never an IP address.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(transparent)]
-pub struct HostName(Box<str>);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostName(Arc<str>);
 
 impl HostName {
     /// Checks and normalises a name as an application or a document wrote it.
@@ -64,6 +68,13 @@ impl HostName {
     /// The normalised name.
     #[must_use]
     pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// So that a name can be looked up by its text.
+impl Borrow<str> for HostName {
+    fn borrow(&self) -> &str {
         &self.0
     }
 }
@@ -154,9 +165,9 @@ pub fn is_resource_name(text: &str) -> bool {
 }
 
 /// The tenant that a document or a caller belongs to.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct Namespace(Box<str>);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct Namespace(Arc<str>);
 
 impl Namespace {
     /// # Errors
@@ -186,7 +197,7 @@ impl TryFrom<String> for Namespace {
 
 impl From<Namespace> for String {
     fn from(namespace: Namespace) -> Self {
-        namespace.0.into()
+        (*namespace.0).to_owned()
     }
 }
 
@@ -197,13 +208,13 @@ impl fmt::Display for Namespace {
 }
 
 /// Which document: `namespace/name`, or `name` alone for what is cluster-scoped. The kind is known from where it stands.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct ResourceRef {
     /// `None` for cluster-scoped documents.
     pub namespace: Option<Namespace>,
     /// An RFC 1123 subdomain.
-    pub name: Box<str>,
+    pub name: Arc<str>,
 }
 
 impl ResourceRef {
@@ -253,9 +264,9 @@ impl From<ResourceRef> for String {
 }
 
 /// A SPIFFE ID (SPIFFE-ID specification §2): the name of a caller, proved by evidence, never taken from a document.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct SpiffeId(Box<str>);
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
+pub struct SpiffeId(Arc<str>);
 
 impl SpiffeId {
     /// Longest SPIFFE ID in bytes (SPIFFE-ID specification §2.3).
@@ -322,13 +333,37 @@ impl TryFrom<String> for SpiffeId {
 
 impl From<SpiffeId> for String {
     fn from(id: SpiffeId) -> Self {
-        id.0.into()
+        (*id.0).to_owned()
     }
 }
 
 impl fmt::Display for SpiffeId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl Serialize for HostName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl Serialize for Namespace {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl Serialize for SpiffeId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl Serialize for ResourceRef {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

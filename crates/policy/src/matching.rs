@@ -27,8 +27,8 @@ pub fn path_matches(rule: &Rule, request: &RequestFacts) -> bool {
     if rule.paths.is_empty() || rule.paths.iter().any(|template| is_everything(template)) {
         return true;
     }
-    !is_ambiguous(&request.path)
-        && rule.paths.iter().any(|template| template_matches(template, &request.path))
+    rule.paths.iter().any(|template| template_matches(template, &request.path))
+        && !is_ambiguous(&request.path)
 }
 
 fn is_everything(template: &str) -> bool {
@@ -38,6 +38,11 @@ fn is_everything(template: &str) -> bool {
 /// Whether a path matches a template: `*` is one segment, `**` any number of them, also none.
 #[must_use]
 pub fn template_matches(template: &str, path: &str) -> bool {
+    // Most paths are of another template, which this shows without a look at their segments.
+    let Some(literal) = template.find("/*") else { return template.starts_with('/') && template == path };
+    if !path.starts_with(&template[..literal]) {
+        return false;
+    }
     let (Some(template), Some(path)) = (template.strip_prefix('/'), path.strip_prefix('/')) else {
         return false;
     };

@@ -175,7 +175,7 @@ impl Snapshot {
                 return None;
             }
             let parent = host.as_str().split_once('.')?.1;
-            self.wildcard.get(&HostName::new(parent).ok()?).and_then(at_port)
+            self.wildcard.get(parent).and_then(at_port)
         })
     }
 

@@ -4,11 +4,10 @@ use std::fmt;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
-/// The headers that we own, and what goes into one of them.
-#[derive(Clone)]
+/// The headers that we own.
+#[derive(Clone, Debug)]
 pub struct Edit {
     owned: Vec<HeaderName>,
-    set: Option<(HeaderName, HeaderValue)>,
 }
 
 /// A value that the application had sent in a header that we own.
@@ -21,43 +20,37 @@ pub struct Removed {
 }
 
 impl Edit {
-    /// An edit that only removes.
+    /// An edit that removes what the application puts into these headers.
     #[must_use]
     pub fn new(owned: impl IntoIterator<Item = HeaderName>) -> Self {
-        Self { owned: owned.into_iter().collect(), set: None }
+        Self { owned: owned.into_iter().collect() }
     }
 
-    /// The same edit, with a credential to put in. Its header becomes one that we own.
-    #[must_use]
-    pub fn with(mut self, name: HeaderName, mut value: HeaderValue) -> Self {
-        value.set_sensitive(true);
-        if !self.owned.contains(&name) {
-            self.owned.push(name.clone());
-        }
-        self.set = Some((name, value));
-        self
-    }
-
-    /// Removes what the application put into headers that we own, in every spelling, and puts the credential in.
-    pub fn apply(&self, headers: &mut HeaderMap) -> Vec<Removed> {
-        let removed = self.remove(headers);
-        if let Some((name, value)) = &self.set {
-            headers.insert(name.clone(), value.clone());
+    /// Removes what the application put into headers that we own, in every spelling, and puts a credential in. Its
+    /// header is one that we own.
+    pub fn apply(
+        &self,
+        headers: &mut HeaderMap,
+        credential: Option<(&HeaderName, &HeaderValue)>,
+    ) -> Vec<Removed> {
+        let removed = self.remove(headers, credential.map(|(name, _)| name));
+        if let Some((name, value)) = credential {
+            let mut value = value.clone();
+            value.set_sensitive(true);
+            headers.insert(name.clone(), value);
         }
         removed
     }
 
     /// Removes headers that we own from trailers; nothing is ever put into those.
     pub fn apply_to_trailers(&self, trailers: &mut HeaderMap) -> Vec<Removed> {
-        self.remove(trailers)
+        self.remove(trailers, None)
     }
 
-    fn remove(&self, headers: &mut HeaderMap) -> Vec<Removed> {
-        if self.owned.is_empty() {
-            return Vec::new();
-        }
-        let spellings: Vec<HeaderName> =
-            headers.keys().filter(|name| self.owned.iter().any(|owned| same(owned, name))).cloned().collect();
+    fn remove(&self, headers: &mut HeaderMap, also: Option<&HeaderName>) -> Vec<Removed> {
+        let ours = |name: &HeaderName| self.owned.iter().chain(also).any(|owned| same(owned, name));
+        // Of most requests nothing is removed, and then nothing is copied.
+        let spellings: Vec<HeaderName> = headers.keys().filter(|name| ours(name)).cloned().collect();
         let mut removed = Vec::new();
         for spelling in spellings {
             if let http::header::Entry::Occupied(entry) = headers.entry(&spelling) {
@@ -77,13 +70,6 @@ fn same(owned: &HeaderName, name: &HeaderName) -> bool {
     let fold = |byte: u8| if byte == b'_' { b'-' } else { byte };
     let (owned, name) = (owned.as_str().as_bytes(), name.as_str().as_bytes());
     owned.len() == name.len() && owned.iter().zip(name).all(|(a, b)| fold(*a) == fold(*b))
-}
-
-impl fmt::Debug for Edit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let set = self.set.as_ref().map(|(name, _)| name);
-        f.debug_struct("Edit").field("owned", &self.owned).field("set", &set).finish_non_exhaustive()
-    }
 }
 
 impl fmt::Debug for Removed {
@@ -123,8 +109,11 @@ mod tests {
     use super::*;
 
     fn ours() -> Edit {
-        Edit::new([HeaderName::from_static("x-api-key")])
-            .with(AUTHORIZATION, HeaderValue::from_static("Bearer canary"))
+        Edit::new([HeaderName::from_static("x-api-key"), AUTHORIZATION])
+    }
+
+    fn apply(headers: &mut HeaderMap) -> Vec<Removed> {
+        ours().apply(headers, Some((&AUTHORIZATION, &HeaderValue::from_static("Bearer canary"))))
     }
 
     #[test]
@@ -135,7 +124,7 @@ mod tests {
         headers.append("x_api_key", HeaderValue::from_static("c"));
         headers.append("x-api-key", HeaderValue::from_static("d"));
         headers.append("accept", HeaderValue::from_static("*/*"));
-        let removed = ours().apply(&mut headers);
+        let removed = apply(&mut headers);
         assert_eq!(removed.len(), 4);
         let left: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.as_bytes())).collect();
         assert_eq!(left, [("accept", &b"*/*"[..]), ("authorization", b"Bearer canary")]);
@@ -152,10 +141,9 @@ mod tests {
     #[test]
     fn nothing_shows_itself() {
         let mut headers = HeaderMap::new();
-        let edit = ours();
         headers.append(AUTHORIZATION, HeaderValue::from_static("standing"));
-        let removed = edit.apply(&mut headers);
-        let shown = format!("{edit:?} {removed:?} {headers:?}");
+        let removed = apply(&mut headers);
+        let shown = format!("{removed:?} {headers:?}");
         assert!(!shown.contains("canary") && !shown.contains("standing"), "{shown}");
     }
 

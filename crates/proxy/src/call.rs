@@ -14,6 +14,7 @@
 //!
 //! Decide, then act, then record; the intent is recorded before the act.
 
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +22,10 @@ use std::time::Duration;
 use http::request::Parts;
 use http::{Method, Request, Response, StatusCode, header};
 use http_body::Body as _;
-use model::audit::{CallResult, Intent, Outcome, Refusal, What};
+use model::audit::{CallResult, Outcome, Refusal, What};
 use model::decision::NearMiss;
 use model::destination::HttpVersion;
-use model::slice::Egress;
+use model::slice::{Egress, ProviderFace};
 use model::{Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, Verdict};
 use policy::{Question, Snapshot};
 use protocols::answer::Dialect;
@@ -32,10 +33,10 @@ use tokio::time::Instant;
 use tracing::{Instrument as _, debug_span};
 
 use crate::answer;
-use crate::audit::OpenCall;
+use crate::audit::{OpenCall, line};
 use crate::caller::CallerState;
 use crate::capture::accept::{Captured, OriginalDestination};
-use crate::credential::{Ask, Grant, Key};
+use crate::credential::{Ask, Grant};
 use crate::exchange::{End, Guarded, Open};
 use crate::forward;
 use crate::passage;
@@ -52,6 +53,7 @@ use crate::standing;
 use crate::tls::{self, Opening};
 use crate::upstream::pool::{Origin, OriginKey};
 use crate::upstream::send::Sender;
+use crate::way::{For, Way, Ways};
 use crate::worker::{Worker, now};
 
 /// How long an application may be silent before the server is given the chance to speak first (SMTP, MySQL, SSH do).
@@ -70,6 +72,32 @@ pub struct Connection {
     pub channel: Channel,
     /// The version of HTTP that the application speaks.
     pub version: HttpVersion,
+    /// What its requests have in common.
+    ways: Ways,
+}
+
+impl Connection {
+    /// One that has carried nothing yet.
+    pub fn new(
+        worker: Rc<Worker>,
+        caller: Option<Arc<CallerState>>,
+        channel: Channel,
+        version: HttpVersion,
+    ) -> Self {
+        Self { worker, caller, channel, version, ways: Ways::default() }
+    }
+
+    /// What is made once for all requests that are judged as this one was.
+    fn way(&self, facts: &RequestFacts, judged: &Judged) -> Rc<Way> {
+        let asked = For {
+            snapshot: &judged.snapshot,
+            caller: &judged.caller,
+            destination: &judged.destination,
+            facts,
+            channel: &self.channel,
+        };
+        self.ways.find(&asked, &self.worker.pool)
+    }
 }
 
 /// Stages 1 and 2: where was it going, and is it opened?
@@ -220,16 +248,18 @@ impl Begun {
         let version = if matches!(opening, Opening::Http2) { HttpVersion::Http2 } else { HttpVersion::Http1 };
         let Captured { stream, first, original, .. } = self.captured;
         let channel = Channel { original: Some(original), name: None, secure: false };
-        let connection = Connection { worker: self.worker, caller: self.caller, channel, version };
+        let connection = Connection::new(self.worker, self.caller, channel, version);
         serve(Rc::new(connection), Rewind::new(first, stream)).await;
     }
 
     async fn requests_in_tls(self, snapshot: &Snapshot, name: model::HostName, offered: &[HttpVersion]) {
         let version = self.version_to_offer(snapshot, &name, offered).await;
         let Captured { stream, first, original, .. } = self.captured;
-        let opened = self.worker.terminator.open(Rewind::new(first, stream), &name, version, now()).await;
+        let io = Rewind::new(first, stream);
+        // Boxed, so that a connection that lies idle does not hold the room that its beginning took.
+        let opened = Box::pin(self.worker.terminator.open(io, &name, version, now())).await;
         let stream = match opened {
-            Ok(stream) => stream,
+            Ok(stream) => Box::new(stream),
             Err(failure) => {
                 self.worker.shared.metrics.failed(&failure);
                 tracing::warn!(stage = "tls", code = %failure.code, %name, "{failure}");
@@ -241,8 +271,8 @@ impl Begun {
             _ => HttpVersion::Http1,
         };
         let channel = Channel { original: Some(original), name: Some(name), secure: true };
-        let connection = Connection { worker: self.worker, caller: self.caller, channel, version };
-        serve(Rc::new(connection), stream).await;
+        let connection = Connection::new(self.worker, self.caller, channel, version);
+        Box::pin(serve(Rc::new(connection), stream)).await;
     }
 
     /// Of the versions that the application offers, the one that the destination speaks. Where that is not known the
@@ -331,7 +361,7 @@ pub async fn exchange(
 /// A call that is not made, with what is known of it.
 struct Refused {
     failure: Failure,
-    facts: Option<RequestFacts>,
+    facts: Option<Rc<RequestFacts>>,
     method: String,
     destination: Option<ResourceRef>,
     decision: Option<Arc<Decision>>,
@@ -350,7 +380,7 @@ impl Refused {
         Box::new(Self { authority, method, ..Self::unread(failure) })
     }
 
-    fn of(failure: Failure, facts: &RequestFacts) -> Box<Self> {
+    fn of(failure: Failure, facts: &Rc<RequestFacts>) -> Box<Self> {
         let (facts, method) = (Some(facts.clone()), facts.method.clone());
         Box::new(Self { facts, method, ..Self::unread(failure) })
     }
@@ -405,20 +435,22 @@ async fn carry(
     // 3 protocol
     let facts =
         facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
+    let facts = Rc::new(facts);
     // 4 identity, 5 policy
     let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts))?;
     // 6 credential
     let grant = arm(connection, &facts, id, &mut judged).instrument(debug_span!("credential")).await?;
     let replay = Replay::of(&parts, &body);
     // 7 rewrite
-    let edit = rewrite::edit(&judged.snapshot, &judged.destination, grant.as_deref());
-    let standing = debug_span!("rewrite").in_scope(|| rewrite::apply(&edit, &mut parts));
+    let way = connection.way(&facts, &judged);
+    let standing =
+        debug_span!("rewrite").in_scope(|| rewrite::apply(&way.edit, grant.as_deref(), &mut parts));
     note_standing(connection, id, &judged, &standing);
     // 9 audit: the intent
     let open_call =
-        debug_span!("audit").in_scope(|| intend(connection, id, &facts, &judged, grant.as_deref()))?;
+        debug_span!("audit").in_scope(|| intend(connection, id, &facts, &judged, &way, grant.as_deref()))?;
     // 8 upstream
-    let act = Act { connection: connection.clone(), asked, facts, judged, grant, open_call };
+    let act = Act { connection: connection.clone(), asked, facts, judged, grant, open_call, way };
     act.send(parts, body, replay).instrument(debug_span!("upstream")).await
 }
 
@@ -449,7 +481,7 @@ fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<
 }
 
 /// Stage 5: under the snapshot of this moment.
-fn judge(connection: &Connection, facts: &RequestFacts) -> Result<Judged, Box<Refused>> {
+fn judge(connection: &Connection, facts: &Rc<RequestFacts>) -> Result<Judged, Box<Refused>> {
     let state = connection.caller.as_ref().ok_or_else(|| {
         Refused::of(Failure::new(Code::NoCaller, "the proxy has no attested caller"), facts)
     })?;
@@ -502,16 +534,17 @@ fn not_covered(snapshot: &Snapshot, caller: &Caller, facts: &RequestFacts) -> Fa
 /// After every wait the request is judged again, under the snapshot that there is by then.
 async fn arm(
     connection: &Connection,
-    facts: &RequestFacts,
+    facts: &Rc<RequestFacts>,
     id: DecisionId,
     judged: &mut Judged,
 ) -> Result<Option<Arc<Grant>>, Box<Refused>> {
     let Some(state) = connection.caller.as_ref() else { return Ok(None) };
     // Twice: once as it is now, once more if policy moved meanwhile.
     for _ in 0..3 {
-        let Some(key) = key(judged).map_err(|f| Refused::of(f, facts).judged(judged))? else {
+        let Some(face) = provider(judged).map_err(|f| Refused::of(f, facts).judged(judged))? else {
             return Ok(None);
         };
+        let key = connection.way(facts, judged).key(&judged.destination, face);
         let version = judged.snapshot.version();
         if let Some(grant) = state.credentials().cached(&key, version) {
             return Ok(Some(grant));
@@ -536,40 +569,41 @@ async fn arm(
     Err(Refused::of(failure, facts).judged(judged))
 }
 
-fn key(judged: &Judged) -> Result<Option<Key>, Failure> {
+/// Who makes the credential that the decision names, if it names one.
+fn provider(judged: &Judged) -> Result<Option<&ProviderFace>, Failure> {
     let Verdict::Allow { credential: Some(provider), .. } = &judged.decision.verdict else {
         return Ok(None);
     };
     let face = judged.snapshot.provider(provider).ok_or_else(|| {
         Failure::new(Code::PolicyError, format!("the policy names {provider}, which is not in its slice"))
     })?;
-    Ok(Some(Key::new(judged.destination.name.clone(), face)))
+    Ok(Some(face))
 }
 
 /// Stage 9, first half: nothing goes out before this has been handed to the kernel.
 fn intend(
     connection: &Connection,
     id: DecisionId,
-    facts: &RequestFacts,
+    facts: &Rc<RequestFacts>,
     judged: &Judged,
+    way: &Way,
     grant: Option<&Grant>,
 ) -> Result<Option<OpenCall>, Box<Refused>> {
-    let intent = Intent {
+    let intent = line::Intent {
         decision: id,
-        caller: judged.caller.id.clone(),
-        subject: None,
-        action: facts.action.as_str().to_owned(),
-        method: facts.method.clone(),
-        destination: judged.destination.name.clone(),
-        authority: format!("{}:{}", facts.host, facts.port),
-        path: facts.path.clone(),
-        policies: judged.decision.policies.clone(),
+        caller: &judged.caller.id,
+        action: facts.action.as_str(),
+        method: &facts.method,
+        destination: &judged.destination.name,
+        authority: line::Authority(&facts.host, facts.port),
+        path: &facts.path,
+        policies: &judged.decision.policies,
         version: judged.decision.version,
-        provider: grant.map(|grant| grant.provider.clone()),
-        grant: grant.map(|grant| grant.id.clone()),
-        upstream: connection.channel.destination_of(facts).to_string(),
+        provider: grant.map(|grant| &grant.provider),
+        grant: grant.map(|grant| &grant.id),
+        upstream: &way.original,
     };
-    match connection.worker.shared.audit.intent(intent) {
+    match connection.worker.shared.audit.intent(&intent) {
         Ok(open_call) => Ok(Some(open_call)),
         // Only what carries no credential may go on unrecorded, and it is counted.
         Err(_) if grant.is_none() => {
@@ -601,10 +635,11 @@ impl Replay {
 struct Act {
     connection: Rc<Connection>,
     asked: Asked,
-    facts: RequestFacts,
+    facts: Rc<RequestFacts>,
     judged: Judged,
     grant: Option<Arc<Grant>>,
     open_call: Option<OpenCall>,
+    way: Rc<Way>,
 }
 
 impl Act {
@@ -629,7 +664,7 @@ impl Act {
         let mut response = self.dispatch(&open, request, replay.as_ref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED
             && let Some(replay) = replay
-            && let Some(second) = self.second_try(&open, replay).await
+            && let Some(second) = Box::pin(self.second_try(&open, replay)).await
         {
             response = second;
         }
@@ -643,18 +678,19 @@ impl Act {
         replay: Option<&Replay>,
     ) -> Result<Response<Body>, Box<Refused>> {
         let worker = self.connection.worker.clone();
-        let channel = &self.connection.channel;
-        let original = channel.destination_of(&self.facts);
-        let (caller, host) = (self.judged.caller.id.clone(), self.facts.host.clone());
-        let key = OriginKey::new(caller, host, channel.secure, &self.judged.destination, &original);
-        let origin = worker.pool.origin(key);
+        let original = self.way.original.clone();
+        let origin = self.way.origin.clone();
         let sender = sender(&worker, &origin, &self.judged.destination, original, &self.asked.interim);
-        let mut sent = open.unless_cut(sender.send(request, self.connection.version)).await;
+        let mut sent = {
+            let sending = pin!(sender.send(request, self.connection.version));
+            open.unless_cut(sending).await
+        };
         if let (Ok(Err(failed)), Some(replay)) = (&sent, replay)
             && failed.untouched
         {
             let again = self.rewritten(replay);
-            sent = open.unless_cut(sender.send(again, self.connection.version)).await;
+            let mut sending = Box::pin(sender.send(again, self.connection.version));
+            sent = open.unless_cut(sending.as_mut()).await;
         }
         match sent {
             Ok(Ok(response)) => Ok(response),
@@ -669,8 +705,7 @@ impl Act {
     /// The request once more, with the credential of this moment.
     fn rewritten(&self, replay: &Replay) -> Request<Body> {
         let mut parts = replay.0.clone();
-        let edit = rewrite::edit(&self.judged.snapshot, &self.judged.destination, self.grant.as_deref());
-        let _ = rewrite::apply(&edit, &mut parts);
+        let _ = rewrite::apply(&self.way.edit, self.grant.as_deref(), &mut parts);
         Request::from_parts(parts, Body::Empty)
     }
 
@@ -684,7 +719,9 @@ impl Act {
         state.credentials().drop_grant(&refused.id);
         let connection = self.connection.clone();
         let grant = arm(&connection, &self.facts, self.asked.id, &mut self.judged).await.ok()??;
-        let second = intend(&connection, self.asked.id, &self.facts, &self.judged, Some(&grant)).ok()?;
+        self.way = connection.way(&self.facts, &self.judged);
+        let second =
+            intend(&connection, self.asked.id, &self.facts, &self.judged, &self.way, Some(&grant)).ok()?;
         self.close(CallResult::Completed, Some(StatusCode::UNAUTHORIZED.as_u16()), None, (0, 0));
         self.grant = Some(grant);
         self.open_call = second;
@@ -696,11 +733,11 @@ impl Act {
     fn judge_again(&self) -> crate::exchange::Judge {
         let connection = self.connection.clone();
         let facts = self.facts.clone();
-        let grant = self.grant.as_ref().map(|grant| grant.id.clone());
+        let grant = self.grant.clone();
         Box::new(move |_| {
             let judged = judge(&connection, &facts).map_err(|refused| refused.failure)?;
             let revoked = grant.as_ref().is_some_and(|grant| {
-                connection.caller.as_ref().is_some_and(|caller| caller.is_revoked(grant))
+                connection.caller.as_ref().is_some_and(|caller| caller.is_revoked(&grant.id))
             });
             if revoked {
                 return Err(Failure::new(Code::Blocked, "the credential of this call was revoked"));
@@ -803,7 +840,7 @@ fn refuse(connection: &Connection, id: DecisionId, asker: Asker, refused: Refuse
             method,
             destination,
             authority,
-            path: facts.map(|facts| facts.path).unwrap_or_default(),
+            path: facts.map(|facts| facts.path.clone()).unwrap_or_default(),
             code: failure.code,
             detail: failure.detail.clone(),
             policies: decision.as_ref().map(|d| d.policies.clone()).unwrap_or_default(),

@@ -5,6 +5,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -72,12 +73,12 @@ impl Open {
         Poll::Pending
     }
 
-    /// Runs `work` until it is done or the exchange is cut.
+    /// Runs `work` until it is done or the exchange is cut. Pinned by the caller: an async function holds what it is
+    /// given twice, and this is much.
     ///
     /// # Errors
     /// The code by which it was cut.
-    pub async fn unless_cut<T>(&self, work: impl Future<Output = T>) -> Result<T, Code> {
-        let mut work = std::pin::pin!(work);
+    pub async fn unless_cut<T>(&self, mut work: Pin<&mut impl Future<Output = T>>) -> Result<T, Code> {
         std::future::poll_fn(|cx| match self.poll_cut(Direction::Down, cx) {
             Poll::Ready(code) => Poll::Ready(Err(code)),
             Poll::Pending => work.as_mut().poll(cx).map(Ok),

@@ -116,7 +116,7 @@ impl Uncovered {
         let registration = worker.register.enter(open.clone(), valid_until, judge);
         let request = Request::from_parts(parts, Guarded::up(body, open.clone()));
         let sending = once::send(stream, request, &asked.interim, worker.shared.limits.answer);
-        let response = open.unless_cut(sending).await.unwrap_or_else(|code| {
+        let response = open.unless_cut(std::pin::pin!(sending)).await.unwrap_or_else(|code| {
             Err(Failure::new(code, "the call was stopped: it is no longer allowed"))
         })?;
         worker.shared.metrics.passed();

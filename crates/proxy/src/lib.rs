@@ -26,4 +26,5 @@ pub mod standing;
 pub mod state;
 pub mod tls;
 pub mod upstream;
+pub mod way;
 pub mod worker;

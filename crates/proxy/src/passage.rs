@@ -1,17 +1,19 @@
 //! Connections that are not opened: carried untouched, or refused as a whole.
 
 use std::cell::Cell;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
-use model::audit::{CallResult, Intent, Outcome, Passed, Refusal, What};
+use model::audit::{CallResult, Outcome, Passed, Refusal, What};
 use model::request::Action;
 use model::{Code, DecisionId, Destination, Failure, HostName, RequestFacts, UnixMillis, Verdict};
 use policy::{Question, Snapshot};
 use tokio::net::TcpStream;
 
+use crate::audit::line;
 use crate::caller::CallerState;
 use crate::capture::accept::{Captured, OriginalDestination};
 use crate::exchange::{Judge, Open};
@@ -142,7 +144,8 @@ async fn carried(
     let open = Rc::new(Open::default());
     let _registration = worker.register.enter(open.clone(), valid_until, judge);
     let carried = Carried::default();
-    let ended = open.unless_cut(through(worker, &route, &passing, stream, dialled, first, &carried)).await;
+    let ended =
+        open.unless_cut(pin!(through(worker, &route, &passing, stream, dialled, first, &carried))).await;
     let (result, code) = match ended {
         Ok(Ok(())) => (CallResult::Completed, None),
         Ok(Err(Ended::Unreached(failure))) => {
@@ -351,22 +354,21 @@ fn record(
     let decision = snapshot.as_ref().map(|snapshot| {
         snapshot.decide(&Question { caller: &who, destination, request: &facts, now: now() })
     });
-    let intent = Intent {
+    let intent = line::Intent {
         decision: id,
-        caller: who.id.clone(),
-        subject: None,
-        action: Action::Connect.as_str().to_owned(),
-        method: String::new(),
-        destination: destination.name.clone(),
-        authority: format!("{}:{}", facts.host, facts.port),
-        path: String::new(),
-        policies: decision.as_ref().map(|d| d.policies.clone()).unwrap_or_default(),
+        caller: &who.id,
+        action: Action::Connect.as_str(),
+        method: "",
+        destination: &destination.name,
+        authority: line::Authority(&facts.host, facts.port),
+        path: "",
+        policies: decision.as_ref().map(|d| d.policies.as_slice()).unwrap_or_default(),
         version: decision.as_ref().map(|d| d.version).unwrap_or_default(),
         provider: None,
         grant: None,
-        upstream: passing.original.to_string(),
+        upstream: &passing.original,
     };
-    match worker.shared.audit.intent(intent) {
+    match worker.shared.audit.intent(&intent) {
         Ok(open_call) => Ok(Some(open_call)),
         // It carries no credential of ours, so a full spool does not stop it; it is counted.
         Err(_) => {

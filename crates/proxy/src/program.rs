@@ -164,7 +164,9 @@ fn start_workers(
             let (shared, doors) = (shared.clone(), doors(settings));
             let (told, ready) = std::sync::mpsc::channel();
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+                let mut builder = tokio::runtime::Builder::new_current_thread();
+                let runtime = match builder.enable_all().build_local(tokio::runtime::LocalOptions::default())
+                {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(told.send(Err(error.into()))),
                 };

@@ -12,21 +12,18 @@ pub use protocols::edit::Removed;
 
 use crate::credential::Grant;
 
-/// What changes in a request to this destination.
+/// What changes in requests to this destination.
 #[must_use]
-pub fn edit(snapshot: &Snapshot, destination: &Destination, grant: Option<&Grant>) -> Edit {
+pub fn edit(snapshot: &Snapshot, destination: &Destination) -> Edit {
     let owned = snapshot.owned_headers(destination).iter();
-    let edit = Edit::new(owned.filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()));
-    match grant {
-        Some(grant) => edit.with(grant.header_name.clone(), grant.header.clone()),
-        None => edit,
-    }
+    Edit::new(owned.filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()))
 }
 
 /// Applies the change to a request's head; returns what the application had sent in headers that we own.
 #[must_use]
-pub fn apply(edit: &Edit, parts: &mut Parts) -> Vec<Removed> {
-    let removed = edit.apply(&mut parts.headers);
+pub fn apply(edit: &Edit, grant: Option<&Grant>, parts: &mut Parts) -> Vec<Removed> {
+    let credential = grant.map(|grant| (&grant.header_name, &grant.header));
+    let removed = edit.apply(&mut parts.headers, credential);
     protocols::http::strip_hop_by_hop(&mut parts.headers);
     removed
 }

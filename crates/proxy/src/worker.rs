@@ -11,7 +11,6 @@ use std::time::{Duration, SystemTime};
 use model::{Failure, UnixMillis};
 use rustls::server::ProducesTickets;
 use tokio::net::TcpListener;
-use tokio::task::LocalSet;
 
 use crate::audit::Audit;
 use crate::authority::Authority;
@@ -136,19 +135,15 @@ impl Worker {
         }))
     }
 
-    /// Serves until the drain is over. Runs on a `current_thread` runtime of its own.
+    /// Serves until the drain is over. Runs on a `current_thread` runtime of its own, a local one, whose tasks need not
+    /// be `Send`.
     pub async fn run(self: Rc<Self>, listeners: Vec<(Door, TcpListener)>) {
-        let local = LocalSet::new();
-        local
-            .run_until(async {
-                tokio::task::spawn_local(self.register.clone().watch_time());
-                tokio::task::spawn_local(self.clone().sweep());
-                for (door, listener) in listeners {
-                    tokio::task::spawn_local(self.clone().accept(door, listener));
-                }
-                self.shared.drain.clone().finished().await;
-            })
-            .await;
+        tokio::task::spawn_local(self.register.clone().watch_time());
+        tokio::task::spawn_local(self.clone().sweep());
+        for (door, listener) in listeners {
+            tokio::task::spawn_local(self.clone().accept(door, listener));
+        }
+        self.shared.drain.clone().finished().await;
     }
 
     async fn accept(self: Rc<Self>, door: Door, listener: TcpListener) {

@@ -417,13 +417,13 @@ impl TryFrom<&v1::Request> for RequestFacts {
     }
 }
 
-impl From<&Record> for v1::Record {
-    fn from(record: &Record) -> Self {
+impl From<Record> for v1::Record {
+    fn from(record: Record) -> Self {
         Self {
-            stream: record.stream.clone(),
+            stream: record.stream,
             sequence: record.sequence,
             previous: record.previous.0.to_vec(),
-            payload: record.payload.clone(),
+            payload: record.payload,
             hash: record.hash.0.to_vec(),
         }
     }

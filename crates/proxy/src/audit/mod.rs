@@ -3,6 +3,7 @@
 //! An intent is handed to the kernel before the first byte of its request goes upstream, the outcome after. The files
 //! are synced every 100 ms: what a power cut can lose is the events of that time (docs/decisions/0004-audit-spool.md).
 
+pub mod line;
 pub mod segment;
 pub mod spool;
 
@@ -10,13 +11,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::audit::{CallResult, Event, Intent, Outcome, Record, What};
+use model::audit::{CallResult, Event, Outcome, Record, What};
 use model::{Code, DecisionId, Failure};
 use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::sync::Notify;
 
 use crate::worker::now;
-use spool::Spool;
+use spool::{Kind, Spool};
 
 /// How often the spool is synced to disk.
 const SYNC_EVERY: Duration = Duration::from_millis(100);
@@ -38,6 +39,8 @@ struct Inner {
 pub struct OpenCall {
     audit: Audit,
     decision: Option<DecisionId>,
+    /// The number of its intent; `None` if that was dropped.
+    intent: Option<u64>,
 }
 
 impl Audit {
@@ -75,10 +78,9 @@ impl Audit {
     ///
     /// # Errors
     /// [`Code::SpoolFull`] if there is no room and the configuration does not allow a gap.
-    pub fn intent(&self, intent: Intent) -> Result<OpenCall, Failure> {
-        let decision = intent.decision;
-        self.write(What::Intent(intent))?;
-        Ok(OpenCall { audit: self.clone(), decision: Some(decision) })
+    pub fn intent(&self, intent: &line::Intent<'_>) -> Result<OpenCall, Failure> {
+        let written = self.append(line::intent(now(), intent), Kind::Intent)?;
+        Ok(OpenCall { audit: self.clone(), decision: Some(intent.decision), intent: written })
     }
 
     /// Records an event that stands alone.
@@ -86,25 +88,35 @@ impl Audit {
     /// # Errors
     /// [`Code::SpoolFull`] if there is no room and the configuration does not allow a gap.
     pub fn write(&self, what: What) -> Result<(), Failure> {
-        let event = Event { time: now(), what };
-        let written = self.0.spool().append(&event);
-        match written {
-            Ok(_) => {
+        self.append(serde_json::to_vec(&Event { time: now(), what }), Kind::Alone)?;
+        Ok(())
+    }
+
+    /// The event's number; `None` if it was dropped because there is no room, which the configuration then allows.
+    fn append(&self, payload: serde_json::Result<Vec<u8>>, kind: Kind) -> Result<Option<u64>, Failure> {
+        let unwritable = |e| Failure::new(Code::SpoolFull, "an event could not be written").because(e);
+        let payload = payload.map_err(unwritable)?;
+        let mut spool = self.0.spool();
+        match spool.append(&payload, kind, now()) {
+            Ok(number) => {
+                drop(spool);
                 self.0.written.notify_one();
-                Ok(())
+                Ok(Some(number))
             }
             Err(_) if self.0.drop_when_full => {
-                self.0.spool().count_dropped();
+                spool.count_dropped();
                 self.0.dropped.inc();
-                Ok(())
+                Ok(None)
             }
             Err(_) => Err(Failure::new(Code::SpoolFull, "the audit spool is full")),
         }
     }
 
-    fn outcome(&self, outcome: Outcome) {
-        let event = Event { time: now(), what: What::Outcome(outcome) };
-        self.0.spool().append_outcome(event);
+    fn outcome(&self, outcome: &Outcome, intent: Option<u64>) {
+        match line::outcome(now(), outcome) {
+            Ok(payload) => self.0.spool().append_outcome(payload, intent),
+            Err(error) => tracing::error!(stage = "audit", %error, "an outcome could not be written"),
+        }
         self.0.written.notify_one();
     }
 
@@ -175,22 +187,14 @@ impl OpenCall {
     /// Records how the call ended.
     pub fn finish(mut self, outcome: Outcome) {
         self.decision = None;
-        self.audit.outcome(outcome);
+        self.audit.outcome(&outcome, self.intent);
     }
 }
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
         if let Some(decision) = self.decision.take() {
-            self.audit.outcome(Outcome {
-                decision,
-                result: CallResult::Aborted,
-                status: None,
-                code: None,
-                bytes_up: 0,
-                bytes_down: 0,
-                duration_us: 0,
-            });
+            self.audit.outcome(&line::ended(decision, CallResult::Aborted), self.intent);
         }
     }
 }

@@ -1,27 +1,32 @@
 //! One file of the spool: preallocated, mapped, appended to.
 //!
 //! What has been written to a shared mapping belongs to the kernel: it survives the death of the process at any moment.
-//! A power cut can lose what was not synced yet; each record's checksum shows a torn one.
+//! A power cut can lose what was not synced yet; each record's link of the chain shows a torn one.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use memmap2::MmapMut;
+use memmap2::{Advice, MmapMut};
 use model::audit::{Hash, Record, chain};
 
 /// Size of a segment. Small enough that an idle spool costs little, large enough for some thousand calls.
 pub const SEGMENT_BYTES: usize = 1 << 20;
 
-const MAGIC: &[u8; 8] = b"CSSPOOL1";
+const MAGIC: &[u8; 8] = b"CSSPOOL2";
 
 /// Magic, first sequence, hash of the record before it.
 const HEADER_BYTES: usize = 8 + 8 + 32;
 
-/// Length and checksum before each payload.
-const RECORD_HEADER_BYTES: usize = 8;
+/// Length and hash before each payload. The hash is the record's link of the chain, so that it is computed once, when
+/// the record is written, and not again for each delivery.
+const RECORD_HEADER_BYTES: usize = 4 + 32;
+
+/// Pages that are asked for ahead: those of about a hundred calls.
+const AHEAD_BYTES: usize = 64 << 10;
 
 /// A segment that is open.
 pub struct Segment {
@@ -33,6 +38,10 @@ pub struct Segment {
     end: usize,
     next: u64,
     hash: Hash,
+    /// The kernel was asked for the pages up to here.
+    populated: usize,
+    /// Where reading went on last: the next number, its offset, and the hash of the record before it.
+    read: Cell<(u64, usize, Hash)>,
 }
 
 /// What a scan of a segment found.
@@ -67,21 +76,27 @@ impl Segment {
             end: HEADER_BYTES,
             next: first,
             hash: previous,
+            populated: 0,
+            read: Cell::new((first, HEADER_BYTES, previous)),
         })
     }
 
     /// Opens a segment and finds its end. `None` if it was never begun.
     ///
     /// # Errors
-    /// If the file can't be read, or is not as long as it was made.
+    /// If the file can't be read, or another version of this program made it.
     pub fn open(path: &Path, stream: &str) -> io::Result<Option<(Self, Scanned)>> {
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         if file.metadata()?.len() < SEGMENT_BYTES as u64 {
             return Ok(None);
         }
         let map = map(&file)?;
-        if map[..8] != *MAGIC {
+        if map[..8] == [0; 8] {
             return Ok(None);
+        }
+        if map[..8] != *MAGIC {
+            let problem = format!("{} was written by another version; deliver it with that", path.display());
+            return Err(io::Error::new(io::ErrorKind::InvalidData, problem));
         }
         let first = u64::from_le_bytes(map[8..16].try_into().unwrap_or_default());
         let previous = Hash(map[16..48].try_into().unwrap_or_default());
@@ -94,6 +109,8 @@ impl Segment {
             end: HEADER_BYTES,
             next: first,
             hash: previous,
+            populated: 0,
+            read: Cell::new((first, HEADER_BYTES, previous)),
         };
         let scanned = segment.scan(stream);
         Ok(Some((segment, scanned)))
@@ -101,8 +118,11 @@ impl Segment {
 
     fn scan(&mut self, stream: &str) -> Scanned {
         let mut records = Vec::new();
-        while let Some(payload) = payload_at(&self.map, self.end) {
+        while let Some((payload, hash)) = record_at(&self.map, self.end) {
             let record = Record::after(self.hash, stream, self.next, payload.to_vec());
+            if record.hash != hash {
+                break;
+            }
             self.end += RECORD_HEADER_BYTES + record.payload.len();
             self.next += 1;
             self.hash = record.hash;
@@ -121,31 +141,45 @@ impl Segment {
         let length = u32::try_from(payload.len()).ok()?;
         let start = self.end + RECORD_HEADER_BYTES;
         let end = start.checked_add(payload.len()).filter(|end| *end <= self.map.len())?;
+        self.populate(end);
+        let hash = chain(&self.hash, stream, self.next, payload);
         self.map[start..end].copy_from_slice(payload);
-        self.map[self.end + 4..start].copy_from_slice(&crc32fast::hash(payload).to_le_bytes());
+        self.map[self.end + 4..start].copy_from_slice(&hash.0);
         // The length makes it a record, so it is written last.
         self.map[self.end..self.end + 4].copy_from_slice(&length.to_le_bytes());
-        self.hash = chain(&self.hash, stream, self.next, payload);
+        self.hash = hash;
         self.end = end;
         self.next += 1;
         Some(self.next - 1)
     }
 
+    /// Asks the kernel for the pages up to `end` and some more at once: each first touch of a page would cost a fault.
+    /// It is a hint; where it is not understood, faults do the same.
+    fn populate(&mut self, end: usize) {
+        if end > self.populated {
+            let to = (end + AHEAD_BYTES).min(self.map.len());
+            let _ = self.map.advise_range(Advice::PopulateWrite, self.populated, to - self.populated);
+            self.populated = to;
+        }
+    }
+
     /// The records after `sequence`, at most `limit`.
     pub fn records_after(&self, stream: &str, sequence: u64, limit: usize) -> Vec<Record> {
         let mut records = Vec::new();
-        let (mut at, mut number, mut hash) = (HEADER_BYTES, self.first, self.previous);
-        while number < self.next && records.len() < limit {
-            let Some(payload) = payload_at(&self.map, at) else { break };
+        let kept = Some(self.read.get()).filter(|(next, _, _)| *next <= sequence + 1);
+        let (from, mut at, mut previous) = kept.unwrap_or((self.first, HEADER_BYTES, self.previous));
+        for number in from..self.next {
+            if records.len() == limit {
+                break;
+            }
+            let Some((payload, hash)) = record_at(&self.map, at) else { break };
             at += RECORD_HEADER_BYTES + payload.len();
             if number > sequence {
-                let record = Record::after(hash, stream, number, payload.to_vec());
-                hash = record.hash;
-                records.push(record);
-            } else {
-                hash = chain(&hash, stream, number, payload);
+                let (stream, payload) = (stream.to_owned(), payload.to_vec());
+                records.push(Record { stream, sequence: number, previous, payload, hash });
             }
-            number += 1;
+            previous = hash;
+            self.read.set((number + 1, at, hash));
         }
         records
     }
@@ -179,17 +213,16 @@ impl Segment {
     }
 }
 
-/// The payload that begins at an offset, if there is a whole one.
-fn payload_at(map: &[u8], at: usize) -> Option<&[u8]> {
+/// The payload and the hash of the record that begins at an offset, if there is one.
+fn record_at(map: &[u8], at: usize) -> Option<(&[u8], Hash)> {
     let header = map.get(at..at + RECORD_HEADER_BYTES)?;
     let length = u32::from_le_bytes(header[..4].try_into().ok()?) as usize;
-    let checksum = u32::from_le_bytes(header[4..].try_into().ok()?);
     if length == 0 {
         return None;
     }
     let start = at + RECORD_HEADER_BYTES;
     let payload = map.get(start..start.checked_add(length)?)?;
-    (crc32fast::hash(payload) == checksum).then_some(payload)
+    Some((payload, Hash(header[4..].try_into().ok()?)))
 }
 
 #[expect(

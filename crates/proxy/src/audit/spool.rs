@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use model::DecisionId;
-use model::audit::{CallResult, Event, Gap, Hash, Outcome, Record, What};
+use model::audit::{CallResult, Event, Gap, Hash, Record, What};
+use model::{DecisionId, UnixMillis};
 use rustix::fs::FlockOperation;
 
+use super::line;
 use super::segment::{SEGMENT_BYTES, Segment};
 
 /// The spool, held by one proxy.
@@ -19,14 +20,23 @@ pub struct Spool {
     directory: PathBuf,
     stream: String,
     segments: VecDeque<Segment>,
-    open_intents: HashMap<DecisionId, u64>,
-    open_sequences: BTreeSet<u64>,
+    /// The numbers of intents that have no outcome yet.
+    open: BTreeSet<u64>,
     acknowledged: u64,
     segments_max: usize,
     dropped: u64,
     /// Outcomes that found no room; written as soon as everything before them is stored elsewhere.
-    deferred: VecDeque<Event>,
+    deferred: VecDeque<(Vec<u8>, Option<u64>)>,
     _lock: File,
+}
+
+/// What an event does to the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// It waits for its outcome.
+    Intent,
+    /// It opens and closes nothing.
+    Alone,
 }
 
 /// There is no room for another event.
@@ -38,7 +48,7 @@ impl Spool {
     ///
     /// # Errors
     /// If the directory can't be used, or another proxy holds it.
-    pub fn open(directory: &Path, bytes_max: u64, now: model::UnixMillis) -> anyhow::Result<Self> {
+    pub fn open(directory: &Path, bytes_max: u64, now: UnixMillis) -> anyhow::Result<Self> {
         let describe = || format!("audit spool {}", directory.display());
         DirBuilder::new().recursive(true).mode(0o700).create(directory).with_context(describe)?;
         let lock = File::create(directory.join("lock")).with_context(describe)?;
@@ -52,8 +62,7 @@ impl Spool {
             stream: stream_name(directory).with_context(describe)?,
             directory: directory.to_owned(),
             segments: VecDeque::new(),
-            open_intents: HashMap::new(),
-            open_sequences: BTreeSet::new(),
+            open: BTreeSet::new(),
             acknowledged: 0,
             segments_max,
             dropped: 0,
@@ -64,13 +73,13 @@ impl Spool {
         Ok(spool)
     }
 
-    fn recover(&mut self, now: model::UnixMillis) -> anyhow::Result<()> {
+    fn recover(&mut self, now: UnixMillis) -> anyhow::Result<()> {
         let mut paths: Vec<PathBuf> = std::fs::read_dir(&self.directory)?
             .filter_map(|entry| Some(entry.ok()?.path()))
             .filter(|path| path.extension().is_some_and(|extension| extension == "spool"))
             .collect();
         paths.sort();
-        let mut torn = false;
+        let (mut torn, mut orphans) = (false, Orphans::default());
         for path in paths {
             let Some((segment, scanned)) = Segment::open(&path, &self.stream)? else {
                 // It was made but never begun; nothing is in it.
@@ -83,88 +92,69 @@ impl Spool {
                 bail!("{} does not follow the segment before it", path.display());
             }
             torn |= scanned.torn;
-            scanned.records.iter().for_each(|record| self.note(record));
+            scanned.records.iter().for_each(|record| orphans.note(record));
             self.segments.push_back(segment);
         }
         if self.segments.is_empty() {
             self.segments.push_back(Segment::create(&self.directory, 1, Hash::default())?);
         }
         self.acknowledged = self.segments[0].first() - 1;
+        let alone = |what| serde_json::to_vec(&Event { time: now, what });
         if torn {
-            self.append_event(&Event {
-                time: now,
-                what: What::Gap(Gap { count: None, reason: "torn_tail".into() }),
-            })?;
+            let gap = Gap { count: None, reason: "torn_tail".into() };
+            self.append_within(&alone(What::Gap(gap))?, usize::MAX)?;
         }
-        let orphans: Vec<DecisionId> = self.open_intents.keys().copied().collect();
-        for decision in orphans {
-            let unknown = Outcome {
-                decision,
-                result: CallResult::Unknown,
-                status: None,
-                code: None,
-                bytes_up: 0,
-                bytes_down: 0,
-                duration_us: 0,
-            };
-            self.append_event(&Event { time: now, what: What::Outcome(unknown) })?;
+        self.open = orphans.0.values().flatten().copied().collect();
+        for (decision, intents) in orphans.0 {
+            for intent in intents {
+                let unknown = line::outcome(now, &line::ended(decision, CallResult::Unknown))?;
+                self.append_within(&unknown, usize::MAX)?;
+                self.open.remove(&intent);
+            }
         }
         Ok(())
-    }
-
-    /// Keeps the books of intents that have no outcome yet.
-    fn note(&mut self, record: &Record) {
-        match serde_json::from_slice::<Event>(&record.payload).map(|event| event.what) {
-            Ok(What::Intent(intent)) => self.opened(intent.decision, record.sequence),
-            Ok(What::Outcome(outcome)) => self.closed(outcome.decision),
-            _ => {}
-        }
-    }
-
-    fn opened(&mut self, decision: DecisionId, sequence: u64) {
-        self.open_sequences.insert(sequence);
-        if let Some(earlier) = self.open_intents.insert(decision, sequence) {
-            self.open_sequences.remove(&earlier);
-        }
-    }
-
-    fn closed(&mut self, decision: DecisionId) {
-        if let Some(sequence) = self.open_intents.remove(&decision) {
-            self.open_sequences.remove(&sequence);
-        }
     }
 
     /// Appends an event that opens something or stands alone.
     ///
     /// # Errors
     /// [`Full`] if the spool has no room: one segment is kept for the outcomes of what is open.
-    pub fn append(&mut self, event: &Event) -> Result<u64, Full> {
+    pub fn append(&mut self, payload: &[u8], kind: Kind, now: UnixMillis) -> Result<u64, Full> {
         if self.dropped > 0 {
             let gap = Gap { count: Some(self.dropped), reason: "spool_full".to_owned() };
-            let gap = Event { time: event.time, what: What::Gap(gap) };
+            let gap = serde_json::to_vec(&Event { time: now, what: What::Gap(gap) }).map_err(|_| Full)?;
             self.append_within(&gap, self.segments_max - 1).map_err(|_| Full)?;
             self.dropped = 0;
         }
-        self.append_within(event, self.segments_max - 1).map_err(|_| Full)
+        let sequence = self.append_within(payload, self.segments_max - 1).map_err(|_| Full)?;
+        if kind == Kind::Intent {
+            self.open.insert(sequence);
+        }
+        Ok(sequence)
     }
 
-    /// Appends the outcome of something that is open; uses the segment that is kept for it. If even that is full, the
-    /// outcome waits for room: until it is written its intent keeps its segment. There are no more of them than calls
-    /// were open when the spool filled up.
-    pub fn append_outcome(&mut self, event: Event) {
-        if self.append_within(&event, self.segments_max).is_err() {
-            self.deferred.push_back(event);
+    /// Appends the outcome of the intent with this number; uses the segment that is kept for it. If even that is full,
+    /// the outcome waits for room: until it is written its intent keeps its segment. There are no more of them than
+    /// calls were open when the spool filled up.
+    pub fn append_outcome(&mut self, payload: Vec<u8>, intent: Option<u64>) {
+        if self.append_within(&payload, self.segments_max).is_err() {
+            self.deferred.push_back((payload, intent));
+        } else if let Some(intent) = intent {
+            self.open.remove(&intent);
         }
     }
 
     fn write_deferred(&mut self) {
         // Everything so far is stored elsewhere, so what this takes beyond the bound is given back at once.
         while self.acknowledged == self.last()
-            && let Some(event) = self.deferred.pop_front()
+            && let Some((payload, intent)) = self.deferred.pop_front()
         {
-            if self.append_event(&event).is_err() {
-                self.deferred.push_front(event);
+            if self.append_within(&payload, usize::MAX).is_err() {
+                self.deferred.push_front((payload, intent));
                 return;
+            }
+            if let Some(intent) = intent {
+                self.open.remove(&intent);
             }
         }
     }
@@ -174,37 +164,23 @@ impl Spool {
         self.dropped += 1;
     }
 
-    fn append_event(&mut self, event: &Event) -> io::Result<u64> {
-        self.append_within(event, usize::MAX)
-    }
-
-    fn append_within(&mut self, event: &Event, segments_max: usize) -> io::Result<u64> {
+    fn append_within(&mut self, payload: &[u8], segments_max: usize) -> io::Result<u64> {
         // The kept segment is for those whom it is kept for.
         if self.segments.len() > segments_max {
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let payload = serde_json::to_vec(event)?;
-        let stream = self.stream.clone();
         let current = self.segments.back_mut().ok_or(io::ErrorKind::NotFound)?;
-        let sequence = match current.append(&stream, &payload) {
-            Some(sequence) => sequence,
-            None => {
-                let (next, hash) = (current.next(), current.hash());
-                if !self.may_grow(segments_max) {
-                    return Err(io::ErrorKind::StorageFull.into());
-                }
-                let mut fresh = Segment::create(&self.directory, next, hash)?;
-                let sequence = fresh.append(&stream, &payload).ok_or(io::ErrorKind::FileTooLarge)?;
-                self.segments.push_back(fresh);
-                self.acknowledge(self.acknowledged);
-                sequence
-            }
-        };
-        match &event.what {
-            What::Intent(intent) => self.opened(intent.decision, sequence),
-            What::Outcome(outcome) => self.closed(outcome.decision),
-            _ => {}
+        if let Some(sequence) = current.append(&self.stream, payload) {
+            return Ok(sequence);
         }
+        let (next, hash) = (current.next(), current.hash());
+        if !self.may_grow(segments_max) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let mut fresh = Segment::create(&self.directory, next, hash)?;
+        let sequence = fresh.append(&self.stream, payload).ok_or(io::ErrorKind::FileTooLarge)?;
+        self.segments.push_back(fresh);
+        self.acknowledge(self.acknowledged);
         Ok(sequence)
     }
 
@@ -220,7 +196,7 @@ impl Spool {
 
     /// The first event that a crash must still find here.
     fn needed_from(&self) -> u64 {
-        self.open_sequences.first().copied().unwrap_or(u64::MAX)
+        self.open.first().copied().unwrap_or(u64::MAX)
     }
 
     /// Whether the next event that needs a new segment would find none.
@@ -285,6 +261,28 @@ impl Spool {
     }
 }
 
+/// The intents without outcome in what an earlier life has written. A call that was made a second time has two.
+#[derive(Default)]
+struct Orphans(HashMap<DecisionId, VecDeque<u64>>);
+
+impl Orphans {
+    fn note(&mut self, record: &Record) {
+        match serde_json::from_slice::<Event>(&record.payload).map(|event| event.what) {
+            Ok(What::Intent(intent)) => {
+                self.0.entry(intent.decision).or_default().push_back(record.sequence);
+            }
+            Ok(What::Outcome(outcome)) => {
+                let intents = self.0.entry(outcome.decision).or_default();
+                let _ = intents.pop_front();
+                if intents.is_empty() {
+                    self.0.remove(&outcome.decision);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
 /// The name of the stream that this directory holds: made once, with the directory.
 fn stream_name(directory: &Path) -> anyhow::Result<String> {
     let path = directory.join("stream");
@@ -302,15 +300,15 @@ fn stream_name(directory: &Path) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use model::audit::Passed;
-    use model::{SpiffeId, UnixMillis};
+    use model::SpiffeId;
+    use model::audit::{Outcome, Passed};
 
     use super::*;
 
     const NOW: UnixMillis = UnixMillis(1_795_514_400_000);
 
-    fn event(decision: u64, size: usize) -> Event {
-        Event {
+    fn event(decision: u64, size: usize) -> Vec<u8> {
+        json(Event {
             time: NOW,
             what: What::Passed(Passed {
                 decision: DecisionId(decision),
@@ -320,11 +318,24 @@ mod tests {
                 protocol: "tcp".into(),
                 destination: None,
             }),
-        }
+        })
     }
 
-    fn intent(decision: u64) -> Event {
-        Event {
+    fn json(event: Event) -> Vec<u8> {
+        serde_json::to_vec(&event).unwrap()
+    }
+
+    /// Appends an event that stands alone.
+    fn append(spool: &mut Spool, payload: &[u8]) -> Result<u64, Full> {
+        spool.append(payload, Kind::Alone, NOW)
+    }
+
+    fn append_intent(spool: &mut Spool, decision: u64) -> Result<u64, Full> {
+        spool.append(&intent(decision), Kind::Intent, NOW)
+    }
+
+    fn intent(decision: u64) -> Vec<u8> {
+        json(Event {
             time: NOW,
             what: What::Intent(model::audit::Intent {
                 decision: DecisionId(decision),
@@ -341,7 +352,7 @@ mod tests {
                 grant: None,
                 upstream: "10.0.0.1:443".into(),
             }),
-        }
+        })
     }
 
     fn all(spool: &Spool) -> Vec<Record> {
@@ -368,14 +379,14 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
         for n in 0..5000 {
-            spool.append(&event(n, 500)).unwrap();
+            append(&mut spool, &event(n, 500)).unwrap();
         }
         let before = all(&spool);
         assert_eq!(before.len(), 5000);
         assert!(whole(&before));
         drop(spool);
         let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
-        spool.append(&event(1, 1)).unwrap();
+        append(&mut spool, &event(1, 1)).unwrap();
         let after = all(&spool);
         assert_eq!(after.len(), 5001);
         assert!(whole(&after));
@@ -386,7 +397,7 @@ mod tests {
     fn an_intent_without_outcome_is_closed_as_unknown() {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
-        spool.append(&intent(7)).unwrap();
+        append_intent(&mut spool, 7).unwrap();
         drop(spool);
         let spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
         let records = all(&spool);
@@ -403,8 +414,8 @@ mod tests {
     fn a_torn_tail_is_cut_off_and_told() {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
-        spool.append(&event(1, 100)).unwrap();
-        spool.append(&event(2, 100)).unwrap();
+        append(&mut spool, &event(1, 100)).unwrap();
+        append(&mut spool, &event(2, 100)).unwrap();
         drop(spool);
         let path = directory.path().join("00000000000000000001.spool");
         let mut bytes = std::fs::read(&path).unwrap();
@@ -422,9 +433,9 @@ mod tests {
     fn a_full_spool_refuses_but_outcomes_still_fit() {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = Spool::open(directory.path(), 2 << 20, NOW).unwrap();
-        spool.append(&intent(7)).unwrap();
+        let opened = append_intent(&mut spool, 7).unwrap();
         let mut count = 0;
-        while spool.append(&event(count, 1000)).is_ok() {
+        while append(&mut spool, &event(count, 1000)).is_ok() {
             count += 1;
         }
         assert!(spool.is_full());
@@ -438,10 +449,10 @@ mod tests {
             bytes_down: 0,
             duration_us: 1,
         };
-        spool.append_outcome(Event { time: NOW, what: What::Outcome(outcome) });
+        spool.append_outcome(line::outcome(NOW, &outcome).unwrap(), Some(opened));
         spool.acknowledge(spool.last());
         // Room again: the gap comes first, numbered like everything else.
-        spool.append(&event(1, 1)).unwrap();
+        append(&mut spool, &event(1, 1)).unwrap();
         let records = all(&spool);
         let gap = records.iter().any(|record| {
             let event: Event = serde_json::from_slice(&record.payload).unwrap();
@@ -454,9 +465,9 @@ mod tests {
     fn outcomes_that_find_no_room_are_written_when_there_is() {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = Spool::open(directory.path(), 2 << 20, NOW).unwrap();
-        let mut open = 0;
-        while spool.append(&intent(open)).is_ok() {
-            open += 1;
+        let mut open = Vec::new();
+        while let Ok(number) = append_intent(&mut spool, open.len() as u64) {
+            open.push(number);
         }
         let outcome = |decision| Outcome {
             decision: DecisionId(decision),
@@ -468,16 +479,16 @@ mod tests {
             bytes_down: u64::MAX,
             duration_us: u64::MAX,
         };
-        let count = 3 * open;
-        for decision in 0..count {
+        for decision in 0..3 * open.len() {
             // More outcomes than intents fit: the rest are of calls whose intents were delivered and are gone.
-            spool.append_outcome(Event { time: NOW, what: What::Outcome(outcome(decision)) });
+            let payload = line::outcome(NOW, &outcome(decision as u64)).unwrap();
+            spool.append_outcome(payload, open.get(decision).copied());
         }
-        assert!(spool.append(&event(1, 10)).is_err(), "the kept segment is not for this");
+        assert!(append(&mut spool, &event(1, 10)).is_err(), "the kept segment is not for this");
         for _ in 0..10 {
             spool.acknowledge(spool.last());
         }
-        assert!(spool.append(&event(1, 10)).is_ok(), "there is room again");
+        assert!(append(&mut spool, &event(1, 10)).is_ok(), "there is room again");
         assert!(whole(&all(&spool)));
         drop(spool);
         let reopened = Spool::open(directory.path(), 2 << 20, NOW).unwrap();
@@ -492,9 +503,9 @@ mod tests {
     fn an_open_intent_keeps_its_segment() {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = Spool::open(directory.path(), 16 << 20, NOW).unwrap();
-        spool.append(&intent(7)).unwrap();
+        append_intent(&mut spool, 7).unwrap();
         for n in 0..3000 {
-            spool.append(&event(n, 1000)).unwrap();
+            append(&mut spool, &event(n, 1000)).unwrap();
         }
         spool.acknowledge(spool.last());
         assert_eq!((spool.first(), spool.pending()), (1, 0));

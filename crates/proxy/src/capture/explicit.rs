@@ -85,7 +85,7 @@ pub async fn serve(worker: &Rc<Worker>, mut stream: TcpStream) {
         Ok(Some(Request::Other)) => {
             let channel = Channel { original: None, name: None, secure: false };
             let version = HttpVersion::Http1;
-            let connection = Connection { worker: worker.clone(), caller, channel, version };
+            let connection = Connection::new(worker.clone(), caller, channel, version);
             http1::serve(Rc::new(connection), Rewind::new(first, stream)).await;
         }
         Ok(Some(Request::Tunnel(tunnel))) => {
@@ -189,7 +189,7 @@ async fn refuse(
     mut stream: TcpStream,
 ) {
     let channel = Channel { original, name: None, secure: false };
-    let connection = Connection { worker: worker.clone(), caller, channel, version: HttpVersion::Http1 };
+    let connection = Connection::new(worker.clone(), caller, channel, HttpVersion::Http1);
     let answer = http1::refuse(&connection, failure);
     if stream.write_all(&answer).await.is_ok() {
         http1::linger(&mut stream).await;

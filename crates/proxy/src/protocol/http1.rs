@@ -17,6 +17,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::Body;
 use super::interim::Interim;
 use super::own_answer::OwnAnswer;
+use super::slot::Slot;
 use super::tunnel::{self, Uplink};
 use super::websocket;
 use crate::answer;
@@ -34,10 +35,11 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
     let serving = connection.clone();
     let agreed: Agreed = Rc::default();
     let opening = agreed.clone();
+    let slot = Slot::default();
     let service = service_fn(move |request: Request<Incoming>| {
         let (connection, current, agreed) = (serving.clone(), current.clone(), opening.clone());
-        // Boxed: the connection itself must stay movable, so that it can be taken apart at its end.
-        Box::pin(async move {
+        // In a slot: the connection itself must stay movable, so that it can be taken apart at its end.
+        slot.run(async move {
             let request = request.map(Body::from_http1);
             let interim = current.begin();
             let response = answer_one(&connection, request, interim, &agreed).await;

@@ -12,6 +12,7 @@ pub mod interim;
 pub mod own_answer;
 pub mod pump;
 pub mod rewind;
+pub mod slot;
 pub mod tunnel;
 pub mod websocket;
 

@@ -1,5 +1,7 @@
 //! Delivers audit events: at least once, in order, acknowledged.
 
+use std::time::Duration;
+
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -8,8 +10,11 @@ use wire::v1::control_plane_client::ControlPlaneClient;
 
 use crate::audit::Audit;
 
-/// Events in one message.
-const BATCH: usize = 256;
+/// Events in one message; no more than the control plane takes.
+const BATCH: usize = 1024;
+
+/// After fewer than that, more are waited for: a busy proxy would send a message for each event otherwise.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// Messages that may be under way without an acknowledgement.
 const UNDER_WAY: usize = 4;
@@ -27,9 +32,13 @@ pub async fn run(audit: &Audit, mut client: ControlPlaneClient<Channel>) -> Resu
         loop {
             let records = sending.records_after(sent, BATCH).await;
             sent = records.last().map_or(sent, |record| record.sequence);
-            let request = v1::ReportRequest { records: records.iter().map(Into::into).collect() };
+            let pause = records.len() < BATCH;
+            let request = v1::ReportRequest { records: records.into_iter().map(Into::into).collect() };
             if requests.send(request).await.is_err() {
                 return;
+            }
+            if pause {
+                tokio::time::sleep(PAUSE).await;
             }
         }
     };

@@ -28,6 +28,10 @@ impl Sender<'_> {
                 other => return other,
             }
         }
+        Box::pin(self.send_over_new(request)).await
+    }
+
+    async fn send_over_new(&self, request: Request<Body>) -> Result<Response<Body>, SendFailure> {
         match self.open(&[HttpVersion::Http1]).await {
             Ok(Fresh::Http1(sender)) => self.try_http1(sender, request).await,
             // A plain destination that is declared to speak HTTP/2.

@@ -42,7 +42,7 @@ impl Sender<'_> {
     }
 
     /// A kept connection, once it is ready for another stream; those that have ended are forgotten.
-    async fn ready_http2(&self) -> Option<Http2Sender> {
+    pub(super) async fn ready_http2(&self) -> Option<Http2Sender> {
         loop {
             match self.origin.http2()?.ready().await {
                 Ok(sender) => return Some(sender),

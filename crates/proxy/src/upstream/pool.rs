@@ -141,10 +141,19 @@ impl Origin {
     /// Takes the connection that was used last, if one is still good.
     pub fn take_http1(&self) -> Option<Http1Sender> {
         let mut idle = self.idle.borrow_mut();
-        idle.retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_TIME);
-        // One whose answer has only just ended may not be ready yet; it will be, so it stays.
-        let last_ready = idle.iter().rposition(|idle| idle.sender.is_ready())?;
-        Some(idle.swap_remove(last_ready).sender)
+        // Those that lie here for longest are at the beginning; they are closed by the sweep.
+        let mut at = idle.len();
+        while at > 0 {
+            at -= 1;
+            if idle[at].sender.is_closed() {
+                idle.remove(at);
+            } else if idle[at].sender.is_ready() {
+                // One whose answer has only just ended may not be ready yet; it will be, so it stays.
+                let taken = idle.remove(at);
+                return (taken.since.elapsed() < IDLE_TIME).then_some(taken.sender);
+            }
+        }
+        None
     }
 
     /// Gives a connection back after its response has been read to the end.

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::TryFutureExt as _;
 use http::{Request, Response};
 use model::destination::HttpVersion;
 use model::{Code, Destination, Failure};
@@ -96,7 +97,11 @@ impl Sender<'_> {
                 }
                 sent => sent,
             },
-            _ => self.send_multiplexed(request).await,
+            _ => match self.ready_http2().await {
+                Some(sender) => self.send_http2(sender, request).await,
+                // Boxed like everything that is not of every request: a request's future is moved as a whole.
+                None => Box::pin(self.send_multiplexed(request)).await,
+            },
         }
     }
 
@@ -112,8 +117,11 @@ impl Sender<'_> {
         self.destination.http_versions == [HttpVersion::Http2] || self.origin.is_http1_refused()
     }
 
-    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, Failure> {
-        pingora_timeout::fast_timeout::fast_timeout(self.answer_patience, answer).await.map_err(|_| {
+    pub(super) fn in_time<T>(
+        &self,
+        answer: impl Future<Output = T>,
+    ) -> impl Future<Output = Result<T, Failure>> {
+        pingora_timeout::fast_timeout::fast_timeout(self.answer_patience, answer).map_err(|_| {
             let seconds = self.answer_patience.as_secs();
             let detail = format!("{} did not answer in {seconds} s", self.origin.key.host);
             Failure::new(Code::UpstreamTimeout, detail)
