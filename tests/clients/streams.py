@@ -136,7 +136,11 @@ def tls(alpn):
             return f"alert {error.reason}"
         greeting = secure.recv(64).decode()
         secure.sendall(b"ping")
-        return {"greeting": greeting, "alpn": secure.selected_alpn_protocol(), "echo": secure.recv(64) == b"ping"}
+        agreed, echo = secure.selected_alpn_protocol(), secure.recv(64) == b"ping"
+        # Hears the server out: whoever leaves before that breaks the connection.
+        secure.shutdown(socket.SHUT_WR)
+        rest(secure)
+        return {"greeting": greeting, "alpn": agreed, "echo": echo}
 
     return talk
 
