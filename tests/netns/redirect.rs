@@ -50,6 +50,18 @@ fn datagrams(workload: &Workload, targets: &[&str]) -> Value {
     workload.script("datagrams.py", targets).unwrap()
 }
 
+/// Whether somebody with all rights in the workload's namespace gets an ICMP message out.
+fn ping(world: &World, workload: &Workload) -> String {
+    let script = "import socket\n\
+        try:\n\
+        \x20   socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP).sendto(b'\\x08\\0\\xf7\\xff\\0\\0\\0\\0', ('10.77.0.10', 0))\n\
+        \x20   print('sent')\n\
+        except PermissionError:\n\
+        \x20   print('refused')";
+    let python = world.sandbox().command(workload.place(), As::Root, "python3").args(["-c", script]);
+    python.output(SOON).unwrap().text().trim().to_owned()
+}
+
 /// The service's side over IPv4, IPv6, and IPv4 from a socket of IPv6.
 const EVERYWHERE: [&str; 3] = ["10.77.0.10", "fd77::a", "::ffff:10.77.0.10"];
 
@@ -72,6 +84,7 @@ fn quic_is_rejected_at_once_and_what_is_not_tcp_as_capture_was_told() {
         assert_eq!(quic, ["refused"; 3]);
         assert!(slowest < 0.5, "rejected, not dropped: {slowest}");
         assert_eq!(sent(444).0, ["answered"; 3], "the rest passes");
+        assert_eq!(ping(&world, &billing), "sent");
         let args = ["--other", "reject", "--resolver", "10.77.0.10", "--resolver", "fd77::a"];
         let said = billing.redirect_with(&args).unwrap();
         assert!(said.contains("rejected: what is not TCP") && said.contains("DNS to fd77::a"), "{said}");
@@ -79,6 +92,7 @@ fn quic_is_rejected_at_once_and_what_is_not_tcp_as_capture_was_told() {
             (sent(443).0, sent(444).0),
             (vec!["refused".to_owned(); 3], vec!["refused".to_owned(); 3])
         );
+        assert_eq!(ping(&world, &billing), "refused");
         assert_eq!(sent(53).0, ["answered"; 3], "DNS to the configured resolvers");
         let others = datagrams(&billing, &["10.77.0.11/53", "fd77::b/53", "127.0.0.1/444"]);
         assert_eq!((&others["10.77.0.11/53"], &others["fd77::b/53"]), (&"refused".into(), &"refused".into()));
@@ -139,6 +153,12 @@ fn only_these_networks_ports_and_uids() {
     // An IPv4 address in the form of IPv6 makes IPv4 packets: captured like them.
     billing.redirect().unwrap();
     assert!(captured("-6", "[::ffff:10.77.0.11]"));
+    // Link-local addresses of IPv6 can't be redirected: refused, unless they are left out.
+    world.sandbox().script(Place::Service, "ip -6 addr add fe80::7/64 dev veth1 nodad").unwrap();
+    world.sandbox().script(billing.place(), "ip -6 addr add fe80::8/64 dev eth0 nodad").unwrap();
+    assert!(captured("-6", "[fe80::7%25eth0]"));
+    billing.redirect_with(&["--exclude-cidr", "fe80::/10"]).unwrap();
+    assert!(!captured("-6", "[fe80::7%25eth0]"));
 }
 
 #[test]

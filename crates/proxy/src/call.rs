@@ -128,21 +128,25 @@ async fn open(
     let patience = worker.shared.limits.head;
     let may_wait_for_server =
         caller.is_some_and(|caller| passage::server_may_speak(caller, &captured.original));
+    let port = captured.original.port();
+    let may_be_covered = || {
+        let snapshot = caller.and_then(|caller| caller.snapshot());
+        snapshot.is_none_or(|snapshot| passage::may_be_covered(&snapshot, port))
+    };
+    // Where nothing can be covered the address is dialled whatever the application says, so it need not be waited for.
+    let silence = if may_be_covered() { SILENCE } else { Duration::ZERO };
     let Captured { stream, first, .. } = &mut *captured;
     if !first.is_empty() {
         // It came behind a CONNECT.
     } else if !may_wait_for_server {
         tokio::time::timeout(patience, tls::first_bytes(stream, first)).await.ok()?.ok()?;
-    } else if let Ok(spoke) = tokio::time::timeout(SILENCE, tls::first_bytes(stream, first)).await {
+    } else if let Ok(spoke) = tokio::time::timeout(silence, tls::first_bytes(stream, first)).await {
         spoke.ok()?;
     } else {
         passage::server_first(worker, caller?, captured).await?;
     }
-    let may_be_covered = caller
-        .and_then(|caller| caller.snapshot())
-        .is_none_or(|snapshot| passage::may_be_covered(&snapshot, captured.original.port()));
-    // Where nothing can be covered nothing has to be recognised: what stops in the middle waits for the server.
-    let patience = if may_wait_for_server && !may_be_covered { SILENCE } else { patience };
+    // Nor has anything to be recognised there: what stops in the middle waits for the server.
+    let patience = if may_wait_for_server && !may_be_covered() { SILENCE } else { patience };
     tls::peek(&mut captured.stream, &mut captured.first, patience).await.ok()
 }
 

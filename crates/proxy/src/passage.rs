@@ -70,23 +70,32 @@ pub async fn server_first(
     let limits = &worker.shared.limits;
     let Captured { stream, first, original, dialled } = captured;
     let described = Described::of_unknown(original);
-    let dialling = match dialled.take() {
-        Some(there) => Ok(there),
-        None => {
-            let snapshot = caller.snapshot()?;
-            let route = crate::policy::route_unknown(&snapshot, original);
-            dial(worker, &route, &described).await
+    let snapshot = caller.snapshot()?;
+    let may_be_covered = may_be_covered(&snapshot, original.port());
+    let there = dialled.take();
+    let dialling = async {
+        match there {
+            Some(there) => Ok(there),
+            None => dial(worker, &crate::policy::route_unknown(&snapshot, original), &described).await,
+        }
+    };
+    let dialling = tokio::select! {
+        biased;
+        there = dialling => there,
+        // What may be covered goes elsewhere, perhaps: it does not wait for an address that may not even answer.
+        spoke = tls::first_bytes(stream, first), if may_be_covered => {
+            spoke.ok()?;
+            return Some(());
         }
     };
     let upstream = match dialling {
         Ok(upstream) => upstream,
-        Err(failure) => {
-            let snapshot = caller.snapshot()?;
-            if !may_be_covered(&snapshot, original.port()) {
-                worker.shared.metrics.failed(&failure);
-                reset(stream);
-                return None;
-            }
+        Err(failure) if !may_be_covered => {
+            worker.shared.metrics.failed(&failure);
+            reset(stream);
+            return None;
+        }
+        Err(_) => {
             // It may still speak, and then gets its answer from where it is judged.
             tokio::time::timeout(limits.head, tls::first_bytes(stream, first)).await.ok()?.ok()?;
             return Some(());

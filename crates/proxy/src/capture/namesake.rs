@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 /// A socket of our own may end between the two lists: only what is still there after this is somebody else's.
@@ -43,14 +44,32 @@ fn our_sockets() -> io::Result<impl Iterator<Item = u64>> {
     Ok(links.filter_map(|link| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()))
 }
 
-/// proc(5), `/proc/net/tcp`: the eighth column is the owner, the tenth the inode, 0 for what no process holds any more.
+/// proc(5), `/proc/net/tcp`: the third column is the other side, the eighth the owner, the tenth the inode, 0 for what no
+/// process holds any more. What stays on loopback, a probe of our own for instance, goes around nothing.
 fn sockets_of(table: &str, uid: u32) -> impl Iterator<Item = u64> + use<'_> {
     table.lines().skip(1).filter_map(move |line| {
-        let mut columns = line.split_ascii_whitespace().skip(7);
-        let owner: u32 = columns.next()?.parse().ok()?;
+        let mut columns = line.split_ascii_whitespace();
+        let remote = columns.nth(2)?;
+        let owner: u32 = columns.nth(4)?.parse().ok()?;
         let inode: u64 = columns.nth(1)?.parse().ok()?;
-        (owner == uid && inode != 0).then_some(inode)
+        (owner == uid && inode != 0 && leaves(remote)?).then_some(inode)
     })
+}
+
+/// Whether an address as the table has it, four bytes at a time in the machine's order, is another host's.
+fn leaves(remote: &str) -> Option<bool> {
+    let (digits, _) = remote.split_once(':')?;
+    let words = digits.as_bytes().chunks(8).map(|word| {
+        let word = u32::from_str_radix(std::str::from_utf8(word).ok()?, 16).ok()?;
+        Some(word.to_ne_bytes())
+    });
+    let bytes = words.collect::<Option<Vec<_>>>()?.concat();
+    let address = match (<[u8; 4]>::try_from(bytes.as_slice()), <[u8; 16]>::try_from(bytes.as_slice())) {
+        (Ok(v4), _) => IpAddr::from(v4),
+        (_, Ok(v6)) => IpAddr::from(v6).to_canonical(),
+        _ => return None,
+    };
+    Some(!address.is_loopback() && !address.is_unspecified())
 }
 
 #[cfg(test)]
@@ -59,16 +78,33 @@ mod tests {
 
     #[test]
     fn the_table_is_read() {
-        let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n   \
-            0: 0100007F:3A99 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1337        0 4711 1 00 100\n   \
-            1: 0100007F:3A99 0100007F:C350 01 00000000:00000000 02:000003E8 00000000     0        0 4712 2 00 20\n   \
-            2: 0100007F:3A99 0100007F:C351 06 00000000:00000000 03:000003E8 00000000  1337        0 0 3 00\n";
-        assert_eq!(sockets_of(table, 1337).collect::<Vec<_>>(), [4711]);
-        assert_eq!(sockets_of(table, 0).collect::<Vec<_>>(), [4712]);
+        let line = |remote: &str, uid: u32, inode: u64| {
+            format!(
+                "   0: 0200000A:C350 {remote} 01 00000000:00000000 02:000003E8 00000000 {uid} 0 {inode} 2 00 20\n"
+            )
+        };
+        let address = |bytes: &[u8]| {
+            let words = bytes.chunks(4).map(|word| u32::from_ne_bytes(word.try_into().unwrap()));
+            words.map(|word| format!("{word:08X}")).collect::<String>() + ":01BB"
+        };
+        let v6 = |text: &str| address(&text.parse::<std::net::Ipv6Addr>().unwrap().octets());
+        let table = [
+            "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode\n".to_owned(),
+            line(&address(&[10, 0, 0, 1]), 1337, 1),
+            line(&address(&[10, 0, 0, 1]), 1000, 2),
+            line(&address(&[10, 0, 0, 1]), 1337, 0),
+            line(&address(&[127, 0, 0, 1]), 1337, 3),
+            line(&address(&[0, 0, 0, 0]), 1337, 4),
+            line(&v6("2001:db8::1"), 1337, 5),
+            line(&v6("::1"), 1337, 6),
+            line(&v6("::ffff:127.0.0.1"), 1337, 7),
+            line(&v6("::ffff:10.0.0.1"), 1337, 8),
+        ];
+        assert_eq!(sockets_of(&table.concat(), 1337).collect::<Vec<_>>(), [1, 5, 8]);
     }
 
-    #[tokio::test]
-    async fn our_own_sockets_are_no_strangers() {
+    #[test]
+    fn our_own_sockets_are_known() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let _near = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (_far, _) = listener.accept().unwrap();

@@ -5,7 +5,7 @@
 //! `capture install` was told.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use ipnet::IpNet;
 
@@ -71,7 +71,7 @@ const fn v4(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
 }
 
 const fn v6(first: u16, second: u16, last: u16) -> IpAddr {
-    IpAddr::V6(std::net::Ipv6Addr::new(first, second, 0, 0, 0, 0, 0, last))
+    IpAddr::V6(Ipv6Addr::new(first, second, 0, 0, 0, 0, 0, last))
 }
 
 /// How a rejected packet's sender is told: a connected socket gets "connection refused" from its next call.
@@ -178,6 +178,9 @@ fn refuse(redirect: &Redirect) -> Vec<String> {
         }
     }
     rules.extend(exemptions(redirect, "udp").into_iter().filter(|rule| rule != LOCAL));
+    if captures_link_local(redirect) {
+        rules.push(format!("{}ip6 daddr {LINK_LOCAL} meta l4proto tcp reject with tcp reset", who(redirect)));
+    }
     if redirect.other == Other::Reject {
         // Answers of a server in this namespace are not calls of it.
         rules.push("ct direction reply return".to_owned());
@@ -250,10 +253,7 @@ fn dns(redirect: &Redirect, transport: &str) -> Vec<String> {
 
 /// Whom and what the last rules concern: one text for everything, or one for each family of the networks included.
 fn scopes(redirect: &Redirect) -> Vec<String> {
-    let who = match redirect.include_uids.as_slice() {
-        [] => String::new(),
-        uids => format!("meta skuid {} ", set(uids)),
-    };
+    let who = who(redirect);
     if redirect.include_cidrs.is_empty() {
         return vec![who];
     }
@@ -266,6 +266,24 @@ fn scopes(redirect: &Redirect) -> Vec<String> {
         scopes.push(format!("{who}ip6 daddr {} ", set(&v6)));
     }
     scopes
+}
+
+fn who(redirect: &Redirect) -> String {
+    match redirect.include_uids.as_slice() {
+        [] => String::new(),
+        uids => format!("meta skuid {} ", set(uids)),
+    }
+}
+
+/// A redirect would send these from a link-local address to loopback, where they are lost without a word.
+const LINK_LOCAL: &str = "fe80::/10";
+
+fn captures_link_local(redirect: &Redirect) -> bool {
+    let included = |network: &IpNet| match network {
+        IpNet::V6(v6) => v6.contains(&Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)),
+        IpNet::V4(_) => false,
+    };
+    redirect.include_cidrs.is_empty() || redirect.include_cidrs.iter().any(included)
 }
 
 /// Merged where they overlap: a set of nft may not hold two that do. A network of one address is written as one.
@@ -294,6 +312,9 @@ pub fn rejections(redirect: &Redirect) -> Vec<String> {
             lines.push("UDP port 443 (QUIC)".to_owned());
         }
         Other::Pass => {}
+    }
+    if captures_link_local(redirect) {
+        lines.push(format!("TCP to IPv6 link-local addresses ({LINK_LOCAL}), which can't be redirected"));
     }
     if redirect.reject_metadata {
         lines.extend(METADATA.iter().map(|address| format!("metadata address {address}")));
@@ -356,6 +377,7 @@ mod tests {
         		ip6 daddr ::1 tcp dport { 15011, 15013 } meta mark set 0xc5c5
         		meta skuid 1337 return
         		fib daddr type local return
+        		ip6 daddr fe80::/10 meta l4proto tcp reject with tcp reset
         		udp dport 443 reject with icmpx port-unreachable
         	}
 
@@ -371,7 +393,10 @@ mod tests {
         	}
         }
         ");
-        insta::assert_snapshot!(rejections(&redirect).join("\n"), @"UDP port 443 (QUIC)");
+        insta::assert_snapshot!(rejections(&redirect).join("\n"), @r"
+        UDP port 443 (QUIC)
+        TCP to IPv6 link-local addresses (fe80::/10), which can't be redirected
+        ");
         insta::assert_snapshot!(exclusions(&redirect).join("\n"), @r"
         loopback and this host's own addresses
         the proxy's own connections (UID 1337)
@@ -473,6 +498,7 @@ mod tests {
         		ip daddr { 100.100.100.200, 169.254.169.254, 169.254.170.2, 169.254.170.23, 192.0.0.192 } reject with icmpx port-unreachable
         		ip6 daddr { fd00:ec2::23, fd00:ec2::254, fd20:ce::254 } meta l4proto tcp reject with tcp reset
         		ip6 daddr { fd00:ec2::23, fd00:ec2::254, fd20:ce::254 } reject with icmpx port-unreachable
+        		ip6 daddr fe80::/10 meta l4proto tcp reject with tcp reset
         		ct direction reply return
         		icmpv6 type { nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld2-listener-report } return
         		icmp type { destination-unreachable, time-exceeded, parameter-problem } return
@@ -496,6 +522,7 @@ mod tests {
         ");
         insta::assert_snapshot!(rejections(&redirect).join("\n"), @r"
         what is not TCP
+        TCP to IPv6 link-local addresses (fe80::/10), which can't be redirected
         metadata address 169.254.169.254
         metadata address 169.254.170.2
         metadata address 169.254.170.23
@@ -525,6 +552,6 @@ mod tests {
     fn quic_passes_where_its_tcp_port_is_not_captured() {
         let redirect = Redirect { proxy_port: 15001, include_ports: vec![80], ..Redirect::default() };
         assert!(!install(&redirect).contains("udp dport 443"));
-        assert!(rejections(&redirect).is_empty());
+        assert!(!rejections(&redirect).join("\n").contains("443"));
     }
 }
