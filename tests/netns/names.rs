@@ -345,8 +345,16 @@ fn a_standing_credential_is_seen_where_plain_http_passes_and_not_a_byte_changes(
         );
         assert_eq!(event["fingerprint"].as_str().unwrap().len(), 32);
     }
-    let again = billing.curl(&format!("http://{OTHER}:9080/v1")).header("X-API-Key: standing-key");
-    assert_eq!(again.send().unwrap().status, 200);
+    // Also in a later request of a connection, behind one with a body; once for the connection.
+    let url = format!("http://{OTHER}:9080/echo");
+    let again = billing.curl(&url).body("x-api-key: not-a-field").args([
+        "--next",
+        "-sS",
+        "-H",
+        "X-API-Key: standing-key",
+        &url,
+    ]);
+    assert_eq!(again.args(["--next", "-sS", "-H", "X-API-Key: standing-key"]).send().unwrap().status, 200);
     eventually(SOON, || events(&world, "standing_credential").len() == 3);
     let all = events(&world, "standing_credential");
     let of_key: Vec<_> = all.iter().filter(|event| event["header"] == "x-api-key").collect();

@@ -147,14 +147,14 @@ async fn carried(
             return;
         }
     };
-    if passing.protocol == "http" && matches!(route, Route::Pass) {
-        note_standing(worker, caller, id, &first);
-    }
+    let watched = passing.protocol == "http" && matches!(route, Route::Pass);
+    let watch = if watched { standing::Watch::new(worker, caller, id) } else { None };
     let open = Rc::new(Open::default());
     let _registration = worker.register.enter(open.clone(), valid_until, judge);
     let carried = Carried::default();
-    let ended =
-        open.unless_cut(pin!(through(worker, &route, &passing, stream, dialled, first, &carried))).await;
+    let sides = Sides { stream, dialled, first };
+    let through = through(worker, &route, &passing, sides, &carried, watch.as_ref());
+    let ended = open.unless_cut(pin!(through)).await;
     let (result, code) = match ended {
         Ok(Ok(())) => (CallResult::Completed, None),
         Ok(Err(Ended::Unreached(failure))) => {
@@ -186,6 +186,13 @@ async fn carried(
     });
 }
 
+/// The application's side with what was read of it, and the other if it is there already.
+struct Sides<'a> {
+    stream: &'a TcpStream,
+    dialled: Option<TcpStream>,
+    first: BytesMut,
+}
+
 /// Why a connection was not carried to its end.
 enum Ended {
     /// The other side could not be dialled.
@@ -199,10 +206,9 @@ async fn through(
     worker: &Worker,
     route: &Route,
     passing: &Described,
-    stream: &TcpStream,
-    dialled: Option<TcpStream>,
-    first: BytesMut,
+    Sides { stream, dialled, first }: Sides<'_>,
     carried: &Carried,
+    watch: Option<&standing::Watch<'_>>,
 ) -> Result<(), Ended> {
     let upstream = match dialled {
         // What is covered goes to the name that was judged: an address that was dialled may be another's.
@@ -211,7 +217,9 @@ async fn through(
     };
     worker.shared.metrics.passed();
     let guard = ResetUnlessDone(&upstream, Cell::new(false));
-    splice(stream, &upstream, first, carried).await.map_err(|_| Ended::Broken)?;
+    let look = watch.map(|watch| move |bytes: &[u8]| watch.look(bytes));
+    let look = look.as_ref().map(|look| look as &dyn Fn(&[u8]));
+    splice(stream, &upstream, first, carried, look).await.map_err(|_| Ended::Broken)?;
     guard.1.set(true);
     Ok(())
 }
@@ -270,15 +278,6 @@ impl Described {
     fn of_unknown(original: &OriginalDestination) -> Self {
         let name = original.name().map(ToString::to_string);
         Self { original: original.clone(), name, protocol: "tcp" }
-    }
-}
-
-/// Records the credentials in the first request of a connection that passes in the clear: the later ones are not looked
-/// into.
-fn note_standing(worker: &Worker, caller: &CallerState, id: DecisionId, head: &[u8]) {
-    let Some(who) = caller.caller() else { return };
-    for (header, value) in protocols::standing::in_head(head) {
-        standing::note(worker, caller, &who.id, id, &header, value);
     }
 }
 

@@ -53,7 +53,8 @@ enum Broken {
     Write(io::Error),
 }
 
-/// Sends what was already read, then everything in both directions until both have ended.
+/// Sends what was already read, then everything in both directions until both have ended. `watch` sees what the
+/// application sends, which then does not go through pipes.
 ///
 /// # Errors
 /// If either connection breaks. What had been said before that was carried; the other side is to be [`reset`].
@@ -62,6 +63,7 @@ pub async fn splice(
     upstream: &TcpStream,
     first_up: BytesMut,
     carried: &Carried,
+    watch: Option<&dyn Fn(&[u8])>,
 ) -> io::Result<()> {
     for stream in [downstream, upstream] {
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
@@ -69,12 +71,15 @@ pub async fn splice(
         let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
     }
     let up = async {
+        if let Some(watch) = watch {
+            watch(&first_up);
+        }
         send(upstream, &first_up).await.map_err(Broken::Write)?;
         add(&carried.up, first_up.len());
         drop(first_up);
-        one_way(downstream, upstream, &carried.up, &carried.spliced).await
+        one_way(downstream, upstream, &carried.up, &carried.spliced, watch).await
     };
-    let down = one_way(upstream, downstream, &carried.down, &carried.spliced);
+    let down = one_way(upstream, downstream, &carried.down, &carried.spliced, None);
     let (mut up, mut down) = (std::pin::pin!(up), std::pin::pin!(down));
     tokio::select! {
         ended = &mut up => after(ended, down).await,
@@ -109,6 +114,7 @@ async fn one_way(
     to: &TcpStream,
     count: &Cell<u64>,
     spliced: &Cell<u64>,
+    watch: Option<&dyn Fn(&[u8])>,
 ) -> Result<(), Broken> {
     let mut is_bulk = false;
     loop {
@@ -118,7 +124,7 @@ async fn one_way(
         let pipe = if is_bulk { Pipe::take() } else { None };
         let moved = match pipe {
             Some(pipe) => through_pipe(from, to, pipe, spliced).await?,
-            None => copied(from, to).await?,
+            None => copied(from, to, watch).await?,
         };
         match moved {
             None => {}
@@ -129,7 +135,7 @@ async fn one_way(
             }
             Some(moved) => {
                 add(count, moved);
-                is_bulk = moved >= BULK;
+                is_bulk = moved >= BULK && watch.is_none();
             }
         }
     }
@@ -141,7 +147,11 @@ thread_local! {
 }
 
 /// Copies once; `None` if there is nothing after all.
-async fn copied(from: &TcpStream, to: &TcpStream) -> Result<Option<usize>, Broken> {
+async fn copied(
+    from: &TcpStream,
+    to: &TcpStream,
+    watch: Option<&dyn Fn(&[u8])>,
+) -> Result<Option<usize>, Broken> {
     let (moved, rest) = {
         let moved = BUFFER.with_borrow_mut(|buffer| {
             let read = match from.try_read(buffer) {
@@ -149,6 +159,9 @@ async fn copied(from: &TcpStream, to: &TcpStream) -> Result<Option<usize>, Broke
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 Err(error) => return Err(Broken::Read(error)),
             };
+            if let Some(watch) = watch {
+                watch(&buffer[..read]);
+            }
             let sent = match to.try_write(&buffer[..read]) {
                 Ok(sent) => sent,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
@@ -301,7 +314,7 @@ mod tests {
             heard
         };
         let (ended, at_application, at_server) = tokio::join!(
-            splice(&downstream, &upstream, first, &carried),
+            splice(&downstream, &upstream, first, &carried, None),
             talk(application, rest),
             talk(server, down.clone())
         );
@@ -341,7 +354,7 @@ mod tests {
             }
             drop((application, server));
         };
-        let (ended, ()) = tokio::join!(splice(&downstream, &upstream, BytesMut::new(), &carried), talk);
+        let (ended, ()) = tokio::join!(splice(&downstream, &upstream, BytesMut::new(), &carried, None), talk);
         ended.unwrap();
         assert_eq!((carried.up.get(), carried.spliced.get()), (20_000, 0));
     }
@@ -363,7 +376,7 @@ mod tests {
             application.read_to_end(&mut heard).await.unwrap();
             assert_eq!(heard, b"a late answer");
         };
-        let (ended, ()) = tokio::join!(splice(&downstream, &upstream, BytesMut::new(), &carried), talk);
+        let (ended, ()) = tokio::join!(splice(&downstream, &upstream, BytesMut::new(), &carried, None), talk);
         ended.unwrap();
     }
 
@@ -372,7 +385,7 @@ mod tests {
         let (mut application, downstream, upstream, mut server) = between().await;
         let carried = Carried::default();
         let proxy = async move {
-            let ended = splice(&downstream, &upstream, BytesMut::new(), &carried).await;
+            let ended = splice(&downstream, &upstream, BytesMut::new(), &carried, None).await;
             assert!(ended.is_err());
             reset(&downstream);
             reset(&upstream);

@@ -1,10 +1,48 @@
 //! Standing credentials of the application's own: recorded by fingerprint, never by value.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+
 use model::audit::{StandingCredential, What};
 use model::{DecisionId, SpiffeId};
+use protocols::standing::Follower;
 
 use crate::caller::CallerState;
 use crate::worker::Worker;
+
+/// Values that are told apart on one connection; later ones are not recorded.
+const KNOWN_MAX: usize = 64;
+
+/// Looks at the requests of a connection that passes in the clear, without holding any of them up. Each credential is
+/// recorded once.
+pub struct Watch<'a> {
+    worker: &'a Worker,
+    state: &'a CallerState,
+    caller: SpiffeId,
+    id: DecisionId,
+    follower: RefCell<Follower>,
+    known: RefCell<BTreeSet<(String, String)>>,
+}
+
+impl<'a> Watch<'a> {
+    /// Of a connection of this caller; `None` if nobody is attested.
+    pub fn new(worker: &'a Worker, state: &'a CallerState, id: DecisionId) -> Option<Self> {
+        let caller = state.caller()?.id.clone();
+        Some(Self { worker, state, caller, id, follower: RefCell::default(), known: RefCell::default() })
+    }
+
+    /// Looks at what the application sends.
+    pub fn look(&self, bytes: &[u8]) {
+        self.follower.borrow_mut().feed(bytes, |header, value| {
+            let mut known = self.known.borrow_mut();
+            let is_new =
+                known.len() < KNOWN_MAX && known.insert((header.to_owned(), self.state.fingerprint(value)));
+            if is_new {
+                note(self.worker, self.state, &self.caller, self.id, header, value);
+            }
+        });
+    }
+}
 
 /// Records that the application sent a credential of its own in this header of the call.
 pub fn note(

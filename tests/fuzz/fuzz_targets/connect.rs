@@ -18,9 +18,18 @@ libfuzzer_sys::fuzz_target!(|data: &[u8]| {
         assert!(answer.length <= data.len());
         assert_eq!(connect::answer(&data[..answer.length]), Ok(Some(answer)));
     }
-    for (name, value) in protocols::standing::in_head(data) {
-        assert!(protocols::standing::is_credential(&name) && !value.contains(&b'\n'));
-    }
+    // However it comes in, the same is found.
+    let found = |piece: usize| {
+        let (mut follower, mut found) = (protocols::standing::Follower::default(), Vec::new());
+        for bytes in data.chunks(piece) {
+            follower.feed(bytes, |name, value| found.push((name.to_owned(), value.to_vec())));
+        }
+        found
+    };
+    let whole = found(data.len().max(1));
+    assert!(whole.iter().all(|(name, value)| protocols::standing::is_credential(name) && !value.contains(&b'\n')));
+    assert_eq!(whole, found(1));
+    assert_eq!(whole, found(7));
     if let Some(password) = connect::basic_password(data) {
         assert!(password.len() < data.len());
     }
