@@ -216,6 +216,9 @@ impl Authority {
         params.extended_key_usages =
             vec![ExtendedKeyUsagePurpose::ClientAuth, ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
+        // Without it the library takes the key's hash, which stays the same when a certificate is renewed: a serial number
+        // is for one certificate (RFC 5280 §4.1.2.2).
+        params.serial_number = Some(rand::random::<[u8; 16]>().to_vec().into());
         let (not_before, not_after) = validity(&mut params, now, life_secs);
         let state = self.now();
         let leaf = params.signed_by(key, &state.issuer)?;
@@ -326,6 +329,11 @@ mod tests {
         let caller = SpiffeId::new("spiffe://example.org/ns/a/sa/b").unwrap();
         let svid = authority.svid(&caller, &key, 3600, signs).unwrap();
         assert_eq!(svid.certificates[1], roots[0]);
+        let renewed = authority.svid(&caller, &key, 3600, signs).unwrap();
+        let serial = |svid: &Svid| {
+            x509_parser::parse_x509_certificate(&svid.certificates[0]).unwrap().1.raw_serial().to_vec()
+        };
+        assert_ne!(serial(&renewed), serial(&svid), "a renewed certificate has a serial number of its own");
         assert_eq!(authority.now().server().cert[1], roots[0]);
 
         authority.rotate(signs.plus_secs(ROOT_STAYS_SECS)).await.unwrap();

@@ -30,6 +30,10 @@ pub struct Destination {
     pub insecure: bool,
     /// Roots for its certificate in PEM, instead of the proxy's; empty for the proxy's.
     pub ca_bundle: String,
+    /// The name that is sent to it (SNI) and must be in its certificate, instead of the one that was called.
+    pub server_name: Option<HostName>,
+    /// What the proxy shows when it asks for a client certificate; `None` for nothing.
+    pub client_certificate: Option<ClientCertificate>,
     /// How sensitive its data is, in the words of the platform team; for policies and audit.
     pub sensitivity: String,
 }
@@ -80,6 +84,24 @@ pub enum Resolution {
     /// The application: it has chosen one member of a headless service, and no other is right. Never without TLS, which
     /// alone then proves the server.
     Application,
+}
+
+/// What a proxy shows to a destination that asks for a client certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientCertificate {
+    /// The caller's own X.509-SVID, by which it speaks to the control plane: nothing is stored for it, and it lives for
+    /// hours.
+    Svid,
+}
+
+impl ClientCertificate {
+    /// As documents and messages write it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Svid => "svid",
+        }
+    }
 }
 
 impl Destination {

@@ -302,8 +302,8 @@ codes! {
         "The certificate is for another name, expired, or signed by nobody whom the proxy trusts. Nothing was sent.",
         "Give the destination's roots to the proxy (`--roots`) or in the Destination (`caBundle`).";
     UpstreamWantsCertificate "CS8002" "Upstream wants a client certificate" Some(502), "tls_protocol_error", false, Operator,
-        "The server asks for a client certificate, and no credential supplies one.",
-        "`tls: passthrough` lets the application use its own.";
+        "The server asks for a client certificate, and none is shown to it; or it does not accept the one that is.",
+        "`clientCertificate: svid` in the Destination shows the workload's own, which the server must trust; `tls: passthrough` lets the application use its own.";
     UpstreamUnreachable "CS8003" "Upstream can't be reached" Some(502), "destination_unavailable", true, Upstream,
         "The destination refused the connection, or no route leads there.",
         "Check the destination.";
@@ -317,7 +317,7 @@ codes! {
         "The judged name has no address.",
         "Check the name and the resolver.";
     UpstreamTls "CS8007" "Upstream TLS handshake failed" Some(502), "tls_protocol_error", false, Upstream,
-        "The destination speaks no TLS version or cipher that the proxy accepts.",
+        "The destination speaks no TLS version or cipher that the proxy accepts; the detail says what is missing.",
         "TLS 1.2 with ECDHE and AEAD, or TLS 1.3, is needed.";
 
     UpstreamProxyRefused "CS8008" "Refused by the corporate proxy" Some(502), "proxy_configuration_error", false, Operator,

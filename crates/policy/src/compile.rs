@@ -205,6 +205,8 @@ fn destination(name: &ResourceRef, spec: &DestinationSpec) -> Destination {
         resolve: spec.resolve.as_deref().and_then(values::resolution).unwrap_or(Resolution::Name),
         insecure: spec.insecure,
         ca_bundle: spec.ca_bundle.clone().unwrap_or_default(),
+        server_name: spec.server_name.as_deref().and_then(|name| name.parse().ok()),
+        client_certificate: spec.client_certificate.as_deref().and_then(values::client_certificate),
         sensitivity: spec.sensitivity.clone().unwrap_or_default(),
     }
 }

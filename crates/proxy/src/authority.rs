@@ -1,14 +1,12 @@
-//! The instance's own certificate authority: leaves for what we open, and the bundle by which the application trusts them.
+//! The instance's own certificate authority: it signs the leaves for what we open.
 //!
 //! Made once for an instance, valid for years, useless in any other: runtimes read their bundle at start, so it must
 //! never change under a running application.
 
-use std::collections::{BTreeSet, HashMap};
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use anyhow::Context as _;
-use model::{Code, Failure, HostName, UnixMillis};
+use model::{HostName, UnixMillis};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType,
@@ -32,16 +30,20 @@ const LEAF_RENEW_SECS: i64 = 43_200;
 /// Certificates of ours are backdated, for clocks that are behind.
 const BACKDATED_SECS: i64 = 600;
 
-/// Leaves that are kept. An application can name any number of hosts; past this the cache starts anew.
-const LEAVES_MAX: usize = 1024;
-
 /// The CA, ready to sign.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     certificate: CertificateDer<'static>,
     leaf_key: KeyPair,
     signing_key: Arc<dyn rustls::sign::SigningKey>,
-    leaves: Mutex<HashMap<HostName, (Arc<CertifiedKey>, UnixMillis)>>,
+}
+
+/// A leaf with its chain.
+pub struct Leaf {
+    /// What a handshake needs.
+    pub key: Arc<CertifiedKey>,
+    /// When it is to be made anew: well before its end.
+    pub renew_at: UnixMillis,
 }
 
 impl Authority {
@@ -61,7 +63,7 @@ impl Authority {
         let leaf_key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let leaf_der = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(leaf_key.serialize_der()));
         let signing_key = service::tls_provider::provider().key_provider.load_private_key(leaf_der)?;
-        Ok(Self { issuer, certificate, leaf_key, signing_key, leaves: Mutex::default() })
+        Ok(Self { issuer, certificate, leaf_key, signing_key })
     }
 
     /// The CA's certificate.
@@ -70,33 +72,11 @@ impl Authority {
         &self.certificate
     }
 
-    /// A leaf for exactly this name.
+    /// Makes a leaf for exactly this name. A signature is work for the CPU: see [`crate::tls::leaves`].
     ///
     /// # Errors
-    /// [`Code::DownstreamHandshake`] if it can't be made.
-    pub fn leaf(&self, name: &HostName, now: UnixMillis) -> Result<Arc<CertifiedKey>, Failure> {
-        if let Some((leaf, renew_at)) = self.leaves().get(name)
-            && *renew_at > now
-        {
-            return Ok(leaf.clone());
-        }
-        let leaf = self.mint(name, now).map_err(|error| {
-            Failure::new(Code::DownstreamHandshake, format!("no certificate could be made for {name}"))
-                .because(error.into_boxed_dyn_error())
-        })?;
-        let mut leaves = self.leaves();
-        if leaves.len() >= LEAVES_MAX {
-            leaves.clear();
-        }
-        leaves.insert(name.clone(), (leaf.clone(), now.plus_secs(LEAF_RENEW_SECS)));
-        Ok(leaf)
-    }
-
-    fn leaves(&self) -> std::sync::MutexGuard<'_, HashMap<HostName, (Arc<CertifiedKey>, UnixMillis)>> {
-        self.leaves.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn mint(&self, name: &HostName, now: UnixMillis) -> anyhow::Result<Arc<CertifiedKey>> {
+    /// If the cryptography fails.
+    pub fn mint(&self, name: &HostName, now: UnixMillis) -> anyhow::Result<Leaf> {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         // Long names do not fit a common name (RFC 5280, ub-common-name 64); verifiers read the SAN alone.
@@ -104,10 +84,14 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         params.use_authority_key_identifier_extension = true;
+        // One key serves all leaves, and the library's serial is the key's hash: then all would have one serial number,
+        // which some verifiers refuse (RFC 5280 §4.1.2.2).
+        params.serial_number = Some(rand::random::<[u8; 16]>().to_vec().into());
         validity(&mut params, now, LEAF_LIFE_SECS);
         let leaf = params.signed_by(&self.leaf_key, &self.issuer)?;
         let chain = vec![leaf.der().clone(), self.certificate.clone()];
-        Ok(Arc::new(CertifiedKey::new(chain, self.signing_key.clone())))
+        let key = Arc::new(CertifiedKey::new(chain, self.signing_key.clone()));
+        Ok(Leaf { key, renew_at: now.plus_secs(LEAF_RENEW_SECS) })
     }
 }
 
@@ -137,33 +121,6 @@ fn make_ca(
     state.write(KEY_FILE, &private)?;
     state.write(CERTIFICATE_FILE, certificate.der())?;
     Ok((private, certificate.der().clone()))
-}
-
-/// Writes the application's trust bundle: the image's roots, the operator's and ours, since most runtimes take the
-/// bundle instead of their own roots. A bundle that is there already and equal is not touched.
-///
-/// # Errors
-/// If the directory can't be written to.
-pub fn write_bundle(
-    path: &Path,
-    roots: &[CertificateDer<'static>],
-    ours: &CertificateDer<'static>,
-) -> anyhow::Result<()> {
-    let unique: BTreeSet<&[u8]> = roots.iter().map(AsRef::as_ref).collect();
-    let mut bundle = String::new();
-    for der in std::iter::once(ours.as_ref()).chain(unique) {
-        bundle.push_str(&service::roots::to_pem(der));
-    }
-    if std::fs::read(path).is_ok_and(|there| there == bundle.as_bytes()) {
-        return Ok(());
-    }
-    if let Some(directory) = path.parent() {
-        std::fs::create_dir_all(directory).with_context(|| {
-            format!("could not make the directory of the trust bundle {}", path.display())
-        })?;
-    }
-    service::files::write_atomically(path, bundle.as_bytes(), 0o644)
-        .with_context(|| format!("could not write the trust bundle {}", path.display()))
 }
 
 #[cfg(test)]
@@ -203,11 +160,25 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(&directory.path().join("s")).unwrap();
         let authority = Authority::open(&state, NOW).unwrap();
-        let leaf = authority.leaf(&HostName::new("a.example").unwrap(), NOW).unwrap();
+        let leaf = authority.mint(&HostName::new("a.example").unwrap(), NOW).unwrap().key;
         assert!(verifies(&authority, &leaf, "a.example", NOW));
         assert!(verifies(&authority, &leaf, "a.example", NOW.plus_secs(-500)));
         assert!(!verifies(&authority, &leaf, "b.example", NOW));
         assert!(!verifies(&authority, &leaf, "a.example", NOW.plus_secs(86_401)));
+    }
+
+    #[test]
+    fn no_two_leaves_have_one_serial_number() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(&directory.path().join("s")).unwrap();
+        let authority = Authority::open(&state, NOW).unwrap();
+        let serial = |name: &str| {
+            let leaf = authority.mint(&HostName::new(name).unwrap(), NOW).unwrap().key;
+            x509_parser::parse_x509_certificate(&leaf.cert[0]).unwrap().1.raw_serial().to_vec()
+        };
+        let serials: std::collections::BTreeSet<_> =
+            ["a.example", "a.example", "b.example"].into_iter().map(serial).collect();
+        assert_eq!(serials.len(), 3);
     }
 
     #[test]
@@ -219,19 +190,5 @@ mod tests {
         };
         assert_eq!(open("a"), open("a"));
         assert_ne!(open("a"), open("b"));
-    }
-
-    #[test]
-    fn the_bundle_has_all_roots_and_is_written_once() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(&directory.path().join("s")).unwrap();
-        let authority = Authority::open(&state, NOW).unwrap();
-        let path = directory.path().join("trust/bundle.pem");
-        let roots = [CertificateDer::from(vec![1, 2, 3])];
-        write_bundle(&path, &roots, authority.certificate()).unwrap();
-        let first = std::fs::metadata(&path).unwrap().modified().unwrap();
-        write_bundle(&path, &roots, authority.certificate()).unwrap();
-        assert_eq!(std::fs::metadata(&path).unwrap().modified().unwrap(), first);
-        assert_eq!(std::fs::read_to_string(&path).unwrap().matches("BEGIN CERTIFICATE").count(), 2);
     }
 }

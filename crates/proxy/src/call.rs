@@ -88,15 +88,23 @@ impl Connection {
     }
 
     /// What is made once for all requests that are judged as this one was.
-    fn way(&self, facts: &RequestFacts, judged: &Judged) -> Rc<Way> {
+    ///
+    /// # Errors
+    /// If the destination is to be shown a certificate that is not there.
+    fn way(&self, facts: &RequestFacts, judged: &Judged) -> Result<Rc<Way>, Failure> {
+        let svid = match self.caller.as_deref() {
+            Some(state) => state.shown_to(&judged.destination, now())?,
+            None => None,
+        };
         let asked = For {
             snapshot: &judged.snapshot,
             caller: &judged.caller,
             destination: &judged.destination,
             facts,
             channel: &self.channel,
+            svid: svid.as_ref(),
         };
-        self.ways.find(&asked, &self.worker.pool)
+        Ok(self.ways.find(&asked, &self.worker.pool))
     }
 }
 
@@ -270,10 +278,7 @@ impl Begun {
                 return;
             }
         };
-        let version = match stream.get_ref().1.alpn_protocol() {
-            Some(b"h2") => HttpVersion::Http2,
-            _ => HttpVersion::Http1,
-        };
+        let version = tls::terminate::agreed(&stream);
         let channel = Channel { original: Some(original), name: Some(name), secure: true };
         let connection = Connection::new(self.worker, self.caller, channel, version);
         Box::pin(serve(Rc::new(connection), stream)).await;
@@ -289,15 +294,18 @@ impl Begun {
     ) -> Option<HttpVersion> {
         let fallback = offered.last().copied();
         let original = &self.captured.original;
-        let (Some(destination), Some(caller), false) = (
-            snapshot.cover(name, original.port()),
-            self.caller.as_ref().and_then(|c| c.caller()),
-            original.disagrees(name),
-        ) else {
+        let (Some(destination), Some(state), false) =
+            (snapshot.cover(name, original.port()), self.caller.as_deref(), original.disagrees(name))
+        else {
             return fallback;
         };
-        let key = OriginKey::new(caller.id.clone(), name.clone(), true, destination, original);
-        let origin = self.worker.pool.origin(key);
+        // If there is no certificate to show, the request will be told so.
+        let (Some(caller), Ok(svid)) = (state.caller(), state.shown_to(destination, now())) else {
+            return fallback;
+        };
+        let (id, name) = (caller.id.clone(), name.clone());
+        let key = OriginKey::new(id, name, true, destination, original, svid.as_deref());
+        let origin = self.worker.pool.origin(key, svid);
         if let Some(known) = origin.version_for(offered, &destination.http_versions) {
             return Some(known);
         }
@@ -446,7 +454,7 @@ async fn carry(
     let grant = arm(connection, &facts, id, &mut judged).instrument(debug_span!("credential")).await?;
     let replay = Replay::of(&parts, &body);
     // 7 rewrite
-    let way = connection.way(&facts, &judged);
+    let way = connection.way(&facts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     let standing =
         debug_span!("rewrite").in_scope(|| rewrite::apply(&way.edit, grant.as_deref(), &mut parts));
     note_standing(connection, id, &judged, &standing);
@@ -548,7 +556,8 @@ async fn arm(
         let Some(face) = provider(judged).map_err(|f| Refused::of(f, facts).judged(judged))? else {
             return Ok(None);
         };
-        let key = connection.way(facts, judged).key(&judged.destination, face);
+        let way = connection.way(facts, judged).map_err(|f| Refused::of(f, facts).judged(judged))?;
+        let key = way.key(&judged.destination, face);
         let version = judged.snapshot.version();
         if let Some(grant) = state.credentials().cached(&key, version) {
             return Ok(Some(grant));
@@ -723,7 +732,7 @@ impl Act {
         state.credentials().drop_grant(&refused.id);
         let connection = self.connection.clone();
         let grant = arm(&connection, &self.facts, self.asked.id, &mut self.judged).await.ok()??;
-        self.way = connection.way(&self.facts, &self.judged);
+        self.way = connection.way(&self.facts, &self.judged).ok()?;
         let second =
             intend(&connection, self.asked.id, &self.facts, &self.judged, &self.way, Some(&grant)).ok()?;
         self.close(CallResult::Completed, Some(StatusCode::UNAUTHORIZED.as_u16()), None, (0, 0));

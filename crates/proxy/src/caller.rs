@@ -4,17 +4,20 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::hmac;
-use model::{Caller, GrantId};
+use model::destination::ClientCertificate;
+use model::{Caller, Code, Destination, Failure, GrantId, UnixMillis};
 use policy::Snapshot;
 use tokio::sync::watch;
 
 use crate::credential::Cache;
+use crate::svid::Svid;
 
 /// One caller: its policy, its credentials, and who it is.
 pub struct CallerState {
     snapshot: ArcSwapOption<Snapshot>,
     caller: ArcSwapOption<Caller>,
     credentials: Arc<Cache>,
+    svid: ArcSwapOption<Svid>,
     fingerprint_key: ArcSwapOption<hmac::Key>,
     changed: watch::Sender<u64>,
 }
@@ -27,6 +30,7 @@ impl CallerState {
             snapshot: ArcSwapOption::empty(),
             caller: ArcSwapOption::empty(),
             credentials,
+            svid: ArcSwapOption::empty(),
             fingerprint_key: ArcSwapOption::empty(),
             changed: watch::Sender::new(0),
         }
@@ -42,6 +46,24 @@ impl CallerState {
     #[must_use]
     pub fn caller(&self) -> Option<Arc<Caller>> {
         self.caller.load_full()
+    }
+
+    /// What is shown to this destination if it asks for a client certificate; `None` if nothing is.
+    ///
+    /// # Errors
+    /// [`Code::NoCaller`] if it is to be the caller's certificate and there is none that is still good.
+    pub fn shown_to(&self, destination: &Destination, now: UnixMillis) -> Result<Option<Arc<Svid>>, Failure> {
+        match destination.client_certificate {
+            None => Ok(None),
+            Some(ClientCertificate::Svid) => {
+                let svid = self.svid.load_full().filter(|svid| svid.ends > now);
+                let missing = || {
+                    let detail = "the destination is shown the workload's certificate, and the proxy has none that is good";
+                    Failure::new(Code::NoCaller, detail)
+                };
+                svid.ok_or_else(missing).map(Some)
+            }
+        }
     }
 
     /// Ticks at each new snapshot and revocation, so that open exchanges are judged again.
@@ -87,6 +109,11 @@ impl CallerState {
     /// The caller was attested.
     pub fn set_caller(&self, caller: Caller) {
         self.caller.store(Some(Arc::new(caller)));
+    }
+
+    /// The caller has a new certificate.
+    pub fn set_svid(&self, svid: Svid) {
+        self.svid.store(Some(Arc::new(svid)));
     }
 
     /// The installation's key for fingerprints.

@@ -150,9 +150,22 @@ pub struct Settings {
         long,
         env = "COUNTERSIGN_PROXY_BUNDLE",
         value_name = "FILE",
-        default_value = "/run/countersign/trust/ca-bundle.pem"
+        default_value = service::trust::BUNDLE
     )]
     pub bundle: PathBuf,
+
+    /// Where to write the same as PKCS#12, for Java; beside --bundle, ending in .p12, if absent.
+    #[arg(long, env = "COUNTERSIGN_PROXY_BUNDLE_P12", value_name = "FILE")]
+    pub bundle_p12: Option<PathBuf>,
+
+    /// Password of that. No secret: Java takes no trust store without one.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_BUNDLE_P12_PASSWORD",
+        value_name = "TEXT",
+        default_value = service::trust::BUNDLE_PASSWORD
+    )]
+    pub bundle_p12_password: String,
 
     /// More roots (PEM) for upstreams, beside the system's.
     #[arg(long, env = "COUNTERSIGN_PROXY_ROOTS", value_name = "FILE")]
@@ -161,6 +174,11 @@ pub struct Settings {
     /// Address of health and metrics: /livez, /readyz, /metrics.
     #[arg(long, env = "COUNTERSIGN_PROXY_HEALTH", value_name = "ADDR", default_value = "127.0.0.1:15020")]
     pub health: SocketAddr,
+
+    /// Port on 127.0.0.1 and ::1 at which runtimes are asked whether they trust the proxy (`countersign doctor`); 0 for
+    /// none.
+    #[arg(long, env = "COUNTERSIGN_PROXY_TRUST_PORT", value_name = "PORT", default_value_t = 15021)]
+    pub trust_port: u16,
 
     /// Threads that carry calls; 0 for one per core.
     #[arg(long, env = "COUNTERSIGN_PROXY_WORKERS", value_name = "N", default_value_t = 1)]
@@ -315,6 +333,12 @@ pub struct Redirect {
 }
 
 impl Settings {
+    /// Where the bundle for Java goes.
+    #[must_use]
+    pub fn bundle_for_java(&self) -> PathBuf {
+        self.bundle_p12.clone().unwrap_or_else(|| self.bundle.with_extension("p12"))
+    }
+
     /// Time for the head of a request.
     #[must_use]
     pub const fn head_patience(&self) -> Duration {

@@ -6,6 +6,7 @@
 pub mod answer;
 pub mod audit;
 pub mod authority;
+pub mod bundle;
 pub mod call;
 pub mod caller;
 pub mod capture;
@@ -24,7 +25,9 @@ pub mod socket;
 pub mod splice;
 pub mod standing;
 pub mod state;
+pub mod svid;
 pub mod tls;
+pub mod trust_port;
 pub mod upstream;
 pub mod way;
 pub mod worker;

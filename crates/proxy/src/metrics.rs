@@ -3,6 +3,8 @@
 use model::{Code, Failure};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
+use crate::tls::distrust::Signal;
+
 /// Counters of the data path.
 #[derive(Clone)]
 pub struct Metrics {
@@ -16,6 +18,7 @@ pub struct Metrics {
     passed: IntCounter,
     unrecorded: IntCounter,
     standing: IntCounter,
+    untrusted: IntCounterVec,
     duration: Histogram,
 }
 
@@ -53,6 +56,13 @@ impl Metrics {
                 "countersign_standing_credentials_total",
                 "Values of the application's own in headers that the proxy owns.",
             )?,
+            untrusted: IntCounterVec::new(
+                Opts::new(
+                    "countersign_tls_untrusted_total",
+                    "Connections of applications that do not trust the proxy (alert), or may not (the two ends of stream).",
+                ),
+                &["signal"],
+            )?,
             duration: Histogram::with_opts(
                 HistogramOpts::new(
                     "countersign_call_seconds",
@@ -68,7 +78,10 @@ impl Metrics {
         registry.register(Box::new(metrics.passed.clone()))?;
         registry.register(Box::new(metrics.unrecorded.clone()))?;
         registry.register(Box::new(metrics.standing.clone()))?;
+        registry.register(Box::new(metrics.untrusted.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
+        // There from the start: a rate over a counter that appears with its first event misses that event.
+        Signal::ALL.iter().for_each(|signal| drop(metrics.untrusted.with_label_values(&[signal.as_str()])));
         Ok(metrics)
     }
 
@@ -115,5 +128,16 @@ impl Metrics {
     /// The application sent a credential of its own in a header that we own.
     pub fn standing_credential(&self) {
         self.standing.inc();
+    }
+
+    /// An application does not trust the proxy, or may not.
+    pub fn untrusted(&self, signal: Signal) {
+        self.untrusted.with_label_values(&[signal.as_str()]).inc();
+    }
+
+    /// How often that was seen.
+    #[must_use]
+    pub fn untrusted_seen(&self, signal: Signal) -> u64 {
+        self.untrusted.with_label_values(&[signal.as_str()]).get()
     }
 }

@@ -6,11 +6,13 @@ use std::time::Duration;
 use anyhow::Context as _;
 use model::redirect::RedirectState;
 use prometheus::Registry;
+use rustls::pki_types::CertificateDer;
 use service::health::{self, Readiness};
 use service::telemetry;
 
 use crate::audit::Audit;
-use crate::authority::{self, Authority};
+use crate::authority::Authority;
+use crate::bundle::Bundle;
 use crate::caller::{CallerState, Callers};
 use crate::capture::sentinel::{self, Watchman};
 use crate::capture::{accept, explicit};
@@ -20,6 +22,8 @@ use crate::metrics::Metrics;
 use crate::session::{self, Session};
 use crate::socket::SocketOptions;
 use crate::state::StateDir;
+use crate::tls::leaves::{LEAVES_MAX, Leaves};
+use crate::trust_port::TrustPort;
 use crate::upstream::connect::Patience;
 use crate::upstream::corporate::Corporate;
 use crate::upstream::roots::Roots;
@@ -49,9 +53,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         Some(path) => service::roots::from_file(path).context("--roots")?,
         None => Vec::new(),
     };
-    let mut bundle_roots = service::roots::system();
-    bundle_roots.extend(operator_roots.iter().cloned());
-    authority::write_bundle(&settings.bundle, &bundle_roots, authority.certificate())?;
+    write_bundle(settings, &authority, &operator_roots)?;
     let on_full = settings.audit_on_full == OnFull::Drop;
     let audit = Audit::open(&settings.spool, settings.spool_max_mib << 20, on_full, &registry)?;
     let (cache, orders) = credential::cache();
@@ -71,7 +73,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     let shared = Arc::new(Shared {
         callers: Callers::sidecar(caller.clone()),
         audit: audit.clone(),
-        authority,
+        leaves: Leaves::start(authority, LEAVES_MAX)?,
         ticketer: rustls::crypto::aws_lc_rs::Ticketer::new()?,
         roots: Roots::new(service::roots::store(&operator_roots)?),
         socket: SocketOptions { mark: settings.mark },
@@ -93,6 +95,9 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         metrics: sentinel::Metrics::new(&registry, shared.metrics.clone())?,
     };
     let redirect_missing = readiness.block(sentinel::BLOCKER_GONE);
+    if let Some(port) = TrustPort::listen(settings.trust_port).await? {
+        port.serve(shared.terminator()?);
+    }
     let health = tokio::spawn(health::serve(settings.health, readiness.clone(), registry));
     let workers = start_workers(settings, &shared)?;
     drop(workers_missing);
@@ -134,6 +139,18 @@ fn redirect_at_start(settings: &Settings) -> model::redirect::Redirect {
         Redirected::None => RedirectState::Unused,
     };
     model::redirect::Redirect { state, ..Default::default() }
+}
+
+/// The image's roots, the operator's and ours, for all runtimes.
+fn write_bundle(
+    settings: &Settings,
+    authority: &Authority,
+    operator: &[CertificateDer<'static>],
+) -> anyhow::Result<()> {
+    let others = [service::roots::system().as_slice(), operator].concat();
+    let bundle = Bundle::new(authority.certificate(), &others);
+    bundle.write_pem(&settings.bundle)?;
+    bundle.write_pkcs12(&settings.bundle_for_java(), &settings.bundle_p12_password)
 }
 
 fn limits(settings: &Settings) -> Limits {
@@ -203,7 +220,7 @@ fn doors(settings: &Settings) -> Vec<(Door, u16)> {
 /// Ports at which nobody may be led back to the proxy itself.
 fn own_ports(settings: &Settings) -> Arc<[u16]> {
     let doors = doors(settings).into_iter().map(|(_, port)| port);
-    doors.chain([settings.health.port()]).collect()
+    doors.chain([settings.health.port(), settings.trust_port]).collect()
 }
 
 type Listeners = Vec<(Door, tokio::net::TcpListener)>;

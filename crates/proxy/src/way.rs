@@ -14,6 +14,7 @@ use crate::capture::accept::OriginalDestination;
 use crate::credential::Key;
 use crate::protocol::facts::Channel;
 use crate::rewrite;
+use crate::svid::Svid;
 use crate::upstream::pool::{Origin, OriginKey, Pool};
 
 /// From one connection to one destination.
@@ -51,13 +52,16 @@ pub struct For<'a> {
     pub facts: &'a RequestFacts,
     /// On which connection.
     pub channel: &'a Channel,
+    /// What is shown to a server that asks.
+    pub svid: Option<&'a Arc<Svid>>,
 }
 
 impl Way {
     fn new(asked: &For<'_>, pool: &Pool) -> Self {
         let (caller, host) = (asked.caller.id.clone(), asked.facts.host.clone());
         let original = asked.channel.destination_of(asked.facts);
-        let key = OriginKey::new(caller, host.clone(), asked.channel.secure, asked.destination, &original);
+        let (secure, svid) = (asked.channel.secure, asked.svid.map(Arc::as_ref));
+        let key = OriginKey::new(caller, host.clone(), secure, asked.destination, &original, svid);
         let of = Of {
             snapshot: Arc::downgrade(asked.snapshot),
             caller: Arc::downgrade(asked.caller),
@@ -66,7 +70,7 @@ impl Way {
             port: asked.facts.port,
         };
         let edit = rewrite::edit(asked.snapshot, asked.destination);
-        Self { of, origin: pool.origin(key), original, edit, key: RefCell::default() }
+        Self { of, origin: pool.origin(key, asked.svid.cloned()), original, edit, key: RefCell::default() }
     }
 
     fn is_for(&self, asked: &For<'_>) -> bool {
@@ -75,6 +79,7 @@ impl Way {
             && std::ptr::eq(self.of.destination.as_ptr(), Arc::as_ptr(asked.destination))
             && self.of.host == asked.facts.host
             && self.of.port == asked.facts.port
+            && self.origin.key.client_certificate == asked.svid.map(|svid| svid.fingerprint())
     }
 
     /// The key of credentials by this provider.

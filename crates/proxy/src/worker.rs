@@ -13,7 +13,6 @@ use rustls::server::ProducesTickets;
 use tokio::net::TcpListener;
 
 use crate::audit::Audit;
-use crate::authority::Authority;
 use crate::call;
 use crate::caller::{CallerState, Callers};
 use crate::capture::accept::{self, Captured};
@@ -22,7 +21,8 @@ use crate::capture::sentinel::{self, Sentinel};
 use crate::exchange::Register;
 use crate::metrics::Metrics;
 use crate::socket::SocketOptions;
-use crate::tls::Terminator;
+use crate::tls::leaves::Leaves;
+use crate::tls::terminate::Terminator;
 use crate::upstream::connect::Patience;
 use crate::upstream::corporate::Corporate;
 use crate::upstream::dial::Dialler;
@@ -35,8 +35,8 @@ pub struct Shared {
     pub callers: Callers,
     /// Where events go.
     pub audit: Audit,
-    /// The instance's CA.
-    pub authority: Arc<Authority>,
+    /// Leaves for what is opened.
+    pub leaves: Arc<Leaves>,
     /// Makes session tickets for applications.
     pub ticketer: Arc<dyn ProducesTickets>,
     /// By whom upstreams are believed.
@@ -57,6 +57,17 @@ pub struct Shared {
     pub drain: service::drain::Watch,
     /// Answers the proxy's own look for the redirect.
     pub sentinel: Arc<Sentinel>,
+}
+
+impl Shared {
+    /// What opens applications' TLS, for one more thread.
+    ///
+    /// # Errors
+    /// If no TLS version is configured.
+    pub fn terminator(&self) -> Result<Terminator, Failure> {
+        let (leaves, ticketer) = (self.leaves.clone(), self.ticketer.clone());
+        Terminator::new(leaves, ticketer, self.metrics.clone(), self.limits.head)
+    }
 }
 
 /// Bounds on what one peer can make us hold or wait for.
@@ -116,10 +127,10 @@ impl Worker {
     /// A worker that has not begun.
     ///
     /// # Errors
-    /// If the resolver can't be set up.
+    /// If the resolver or TLS can't be set up.
     pub fn new(shared: Arc<Shared>) -> Result<Rc<Self>, Failure> {
         Ok(Rc::new(Self {
-            terminator: Terminator::new(shared.authority.clone(), shared.ticketer.clone()),
+            terminator: shared.terminator()?,
             pool: Pool::default(),
             dialler: Dialler::new(
                 shared.socket,
@@ -220,7 +231,7 @@ impl Worker {
     async fn sweep(self: Rc<Self>) {
         loop {
             tokio::time::sleep(Duration::from_secs(10)).await;
-            self.pool.sweep();
+            self.pool.sweep(now());
         }
     }
 }

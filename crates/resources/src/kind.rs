@@ -127,6 +127,13 @@ pub struct DestinationSpec {
     /// Roots for its certificate in PEM.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_bundle: Option<String>,
+    /// The name that is sent to it (SNI) and must be in its certificate; absent is the name that is called.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    /// What is shown to it when it asks for a client certificate: `svid`, the workload's own X.509-SVID; absent is
+    /// nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate: Option<String>,
     /// How sensitive its data is; free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<String>,

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 
 use model::destination::Resolution;
 use model::name::HostPattern;
-use model::{Code, Namespace};
+use model::{Code, HostName, Namespace};
 
 use crate::diagnostic::Diagnostic;
 use crate::kind::{
@@ -165,6 +165,18 @@ impl Check<'_> {
         self.each("/spec/addresses", &spec.addresses, values::network, "must be an address or a CIDR block");
         self.one("/spec/protocol", spec.protocol.as_ref(), values::protocol, "must be `http` or `tcp`");
         self.one("/spec/tls", spec.tls.as_ref(), values::tls_mode, "must be `terminate` or `passthrough`");
+        if let Some(name) = &spec.server_name
+            && let Err(error) = HostName::new(name)
+        {
+            self.invalid("/spec/serverName", error.to_string());
+        }
+        self.one(
+            "/spec/clientCertificate",
+            spec.client_certificate.as_ref(),
+            values::client_certificate,
+            "must be `svid`: the workload's own certificate is the only one that a proxy has",
+        );
+        self.only_if_opened(spec);
         self.each(
             "/spec/httpVersions",
             &spec.http_versions,
@@ -188,6 +200,16 @@ impl Check<'_> {
         }
         if spec.insecure && !spec.hosts.is_empty() && spec.addresses.is_empty() && spec.tls.is_some() {
             self.invalid("/spec/tls", "a destination that says `insecure` has no TLS to speak of");
+        }
+    }
+
+    /// What is said about the proxy's own TLS to a destination means nothing where the application's is carried.
+    fn only_if_opened(&mut self, spec: &DestinationSpec) {
+        let Some(why) = never_opened(spec) else { return };
+        let said = [("serverName", &spec.server_name), ("clientCertificate", &spec.client_certificate)];
+        for (field, _) in said.iter().filter(|(_, value)| value.is_some()) {
+            let message = format!("`{why}` leaves its connections shut, so `{field}` would do nothing");
+            self.invalid(&format!("/spec/{field}"), message);
         }
     }
 
@@ -357,11 +379,7 @@ fn unopened(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mut
     let namespace = document.name.namespace.as_ref();
     let Ok(destination) = set.resolve(Kind::Destination, &spec.destination, namespace) else { return };
     let Spec::Destination(destination) = &destination.spec else { return };
-    let why = match (destination.protocol.as_deref(), destination.tls.as_deref()) {
-        (Some("tcp"), _) => "protocol: tcp",
-        (_, Some("passthrough")) => "tls: passthrough",
-        _ => return,
-    };
+    let Some(why) = never_opened(destination) else { return };
     let own = spec.credential.iter().map(|_| "/spec/credential".to_owned());
     let rules = spec.allow.iter().enumerate().filter(|(_, rule)| rule.credential.is_some());
     for path in own.chain(rules.map(|(i, _)| format!("/spec/allow/{i}/credential"))) {
@@ -373,6 +391,15 @@ fn unopened(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mut
             Diagnostic::error(Code::InvalidValue, document.at(&path), message)
                 .help("remove `credential`, or let the destination be opened"),
         );
+    }
+}
+
+/// What a destination says by which its connections are carried as they are.
+fn never_opened(destination: &DestinationSpec) -> Option<&'static str> {
+    match (destination.protocol.as_deref(), destination.tls.as_deref()) {
+        (Some("tcp"), _) => Some("protocol: tcp"),
+        (_, Some("passthrough")) => Some("tls: passthrough"),
+        _ => None,
     }
 }
 

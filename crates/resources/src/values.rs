@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ipnet::IpNet;
-use model::destination::{HttpVersion, Protocol, Resolution, TlsMode};
+use model::destination::{ClientCertificate, HttpVersion, Protocol, Resolution, TlsMode};
 use model::slice::{ConditionKind, Egress};
 
 use crate::kind::{ConditionSpec, TimeWindowSpec};
@@ -72,6 +72,12 @@ pub fn resolution(text: &str) -> Option<Resolution> {
         "application" => Some(Resolution::Application),
         _ => None,
     }
+}
+
+/// `svid`.
+#[must_use]
+pub fn client_certificate(text: &str) -> Option<ClientCertificate> {
+    (text == "svid").then_some(ClientCertificate::Svid)
 }
 
 /// `h2` or `http/1.1`.

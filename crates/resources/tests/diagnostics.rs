@@ -219,6 +219,21 @@ fn only_the_application_s_address_is_never_right_without_tls() {
 }
 
 #[test]
+fn what_is_shown_to_a_destination_needs_a_connection_that_is_opened() {
+    let with = |fields: &str| {
+        let head = "kind: Destination\nmetadata: { name: d, namespace: a }";
+        check(&format!("{HEAD}{head}\nspec:\n  hosts: [a.example]\n{fields}"))
+    };
+    assert_eq!(with("  serverName: inside.example\n  clientCertificate: svid\n"), "");
+    insta::assert_snapshot!(with("  serverName: \"*.example\"\n  clientCertificate: passport\n"));
+    for shut in ["tls: passthrough", "protocol: tcp"] {
+        let found = with(&format!("  {shut}\n  serverName: b.example\n  clientCertificate: svid\n"));
+        assert!(found.contains(&format!("`{shut}` leaves its connections shut, so `serverName`")), "{found}");
+        assert!(found.contains("so `clientCertificate` would do nothing"), "{found}");
+    }
+}
+
+#[test]
 fn freshness_out_of_reach_is_foreseen() {
     let within = |text: &str| {
         let condition = format!(

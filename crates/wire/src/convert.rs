@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use model::audit::{Hash, Record};
-use model::destination::{HttpVersion, Protocol, Resolution, TlsMode};
+use model::destination::{ClientCertificate, HttpVersion, Protocol, Resolution, TlsMode};
 use model::name::{HostName, HostPattern, Namespace, ResourceRef, SpiffeId};
 use model::redirect::{Redirect, RedirectState};
 use model::request::{Action, RequestFacts};
@@ -181,6 +181,11 @@ impl From<&Destination> for v1::Destination {
             insecure: destination.insecure,
             ca_bundle: destination.ca_bundle.clone(),
             sensitivity: destination.sensitivity.clone(),
+            server_name: destination.server_name.as_ref().map(ToString::to_string).unwrap_or_default(),
+            client_certificate: destination
+                .client_certificate
+                .map(|certificate| certificate.as_str().to_owned())
+                .unwrap_or_default(),
         }
     }
 }
@@ -220,6 +225,12 @@ impl TryFrom<&v1::Destination> for Destination {
             insecure: destination.insecure,
             ca_bundle: destination.ca_bundle.clone(),
             sensitivity: destination.sensitivity.clone(),
+            server_name: optional(&destination.server_name, "destination.server_name")?,
+            client_certificate: match destination.client_certificate.as_str() {
+                "" => None,
+                "svid" => Some(ClientCertificate::Svid),
+                _ => return Err(Invalid("destination.client_certificate")),
+            },
         })
     }
 }
@@ -476,6 +487,8 @@ mod tests {
                 insecure: false,
                 ca_bundle: "pem".into(),
                 sensitivity: "high".into(),
+                server_name: Some("inside.example.com".parse().unwrap()),
+                client_certificate: Some(ClientCertificate::Svid),
             }],
             providers: vec![ProviderFace {
                 name: reference("payments/token"),
@@ -532,12 +545,14 @@ mod tests {
 
     #[test]
     fn what_is_not_understood_refuses_the_slice() {
-        let spoil: [fn(&mut v1::Slice); 5] = [
+        let spoil: [fn(&mut v1::Slice); 7] = [
             |s| s.egress = "perhaps".into(),
             |s| s.conditions[0].kind = None,
             |s| s.policies[0].effect = "maybe".into(),
             |s| s.blocks[0].kind = "planet".into(),
             |s| s.destinations[0].ports = vec![70_000],
+            |s| s.destinations[0].server_name = "*".into(),
+            |s| s.destinations[0].client_certificate = "passport".into(),
         ];
         for spoil in spoil {
             let mut message = v1::Slice::from(&slice());

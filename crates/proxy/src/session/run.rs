@@ -25,6 +25,7 @@ use crate::caller::CallerState;
 use crate::credential::{Issued, Issuer, Order};
 use crate::socket::SocketOptions;
 use crate::state::StateDir;
+use crate::svid::Svid;
 use crate::worker::now;
 
 /// What a session needs to know.
@@ -181,6 +182,8 @@ impl Session {
         }
         self.metrics.attested.inc();
         self.metrics.skew.set(attested.skew_ms);
+        let ends = UnixMillis(now().0.saturating_add(attested.valid_for_ms));
+        self.state.set_svid(Svid::new(&attested.identity, ends)?);
         self.state.set_caller(attested.caller.clone());
         self.state.set_fingerprint_key(&attested.fingerprint_key);
         if let Err(error) = self.config.trust.learn(&attested.bundle, &self.directory) {

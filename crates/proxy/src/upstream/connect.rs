@@ -1,11 +1,10 @@
 //! Verifies an upstream, once it is connected.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use model::destination::HttpVersion;
-use model::{Code, Destination, Failure, HostName};
+use model::{Code, Destination, Failure};
 use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -13,7 +12,9 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use super::last_word::LastWord;
+use super::pool::Origin;
 use super::roots::Roots;
+use super::tls_failure::tls_failure;
 
 /// How long one address may take to accept a connection, and a server to complete a handshake.
 #[derive(Clone, Copy, Debug)]
@@ -32,27 +33,28 @@ pub enum Link {
     Plain(LastWord<TcpStream>),
 }
 
-/// Completes TLS on a connection and verifies the server for exactly `name`.
+/// Completes TLS on a connection and verifies the server for exactly the origin's name.
 ///
 /// # Errors
 /// [`Code::UpstreamUntrusted`], [`Code::UpstreamWantsCertificate`], [`Code::UpstreamTls`] or
 /// [`Code::UpstreamTimeout`]; not one byte of a request has then been sent.
 pub async fn secure(
     stream: TcpStream,
-    name: &HostName,
+    origin: &Origin,
     destination: &Destination,
     roots: &Roots,
     offer: &[HttpVersion],
     patience: Duration,
 ) -> Result<Link, Failure> {
-    let config = roots.config(destination, offer)?;
+    let name = &origin.key.server_name;
+    let client = roots.client(origin, destination, offer)?;
     let server = ServerName::try_from(name.as_str().to_owned()).map_err(|e| {
         Failure::new(Code::UpstreamTls, format!("{name} can't be verified as a name")).because(e)
     })?;
-    let connecting = TlsConnector::from(Arc::clone(&config)).connect(server, stream);
+    let connecting = TlsConnector::from(client.config).connect(server, stream);
     let tls = match timeout(patience, connecting).await {
         Ok(Ok(tls)) => tls,
-        Ok(Err(error)) => return Err(tls_failure(name, error)),
+        Ok(Err(error)) => return Err(tls_failure(name, &client.shown, error)),
         Err(_) => {
             let detail = format!("{name} did not complete the TLS handshake in {} s", patience.as_secs());
             return Err(Failure::new(Code::UpstreamTimeout, detail));
@@ -71,22 +73,4 @@ pub fn is_protocol_refused(failure: &Failure) -> bool {
     let cause = failure.cause.as_ref().and_then(|cause| cause.downcast_ref::<io::Error>());
     let tls = cause.and_then(|error| error.get_ref()?.downcast_ref::<rustls::Error>());
     matches!(tls, Some(rustls::Error::AlertReceived(NoApplicationProtocol)))
-}
-
-/// Tells a certificate that does not verify from a server that wants ours, and both from the rest.
-pub fn tls_failure(name: &HostName, error: io::Error) -> Failure {
-    use rustls::AlertDescription::{BadCertificate, CertificateRequired};
-    use rustls::Error as Tls;
-    match error.get_ref().and_then(|inner| inner.downcast_ref::<Tls>()) {
-        Some(Tls::InvalidCertificate(problem)) => {
-            let detail = format!("the certificate of {name} does not verify: {problem}");
-            Failure::new(Code::UpstreamUntrusted, detail)
-        }
-        Some(Tls::AlertReceived(CertificateRequired | BadCertificate)) => {
-            Failure::new(Code::UpstreamWantsCertificate, format!("{name} asks for a client certificate"))
-        }
-        Some(_) => Failure::new(Code::UpstreamTls, format!("the TLS handshake with {name} failed")),
-        None => Failure::new(Code::UpstreamUnreachable, format!("{name} closed during the TLS handshake")),
-    }
-    .because(error)
 }

@@ -1,6 +1,9 @@
 //! What failures of the HTTP libraries mean on the way to an upstream.
 
 use model::{Code, Failure};
+use rustls::AlertDescription;
+
+use super::tls_failure::{about_certificate, is_about_certificate};
 
 /// The upstream's answer is of no use.
 pub fn bad_answer(detail: &str) -> Failure {
@@ -28,15 +31,17 @@ pub fn http2_failure(error: h2::Error) -> Failure {
     bad_answer("the upstream ended the stream before its answer").because(error)
 }
 
-/// In TLS 1.3 a server refuses a missing client certificate only after the client's side of the handshake is done, so
-/// that the alert comes up as an error of the connection.
+/// In TLS 1.3 a server refuses a client certificate, or that there is none, only after the client's side of the handshake
+/// is done, so that the alert comes up as an error of the connection.
 fn certificate_wanted(error: &(dyn std::error::Error + 'static)) -> Option<Failure> {
     let mut source = Some(error);
     while let Some(current) = source {
         let io = current.downcast_ref::<std::io::Error>();
         let io = io.or_else(|| current.downcast_ref::<h2::Error>().and_then(h2::Error::get_io));
-        if io.is_some_and(is_certificate_alert) {
-            let detail = "the server asks for a client certificate";
+        if let Some(alert) = io.and_then(certificate_alert) {
+            // What there is to show was shown; a server that got something says something else than this.
+            let shown = alert != AlertDescription::CertificateRequired;
+            let detail = about_certificate("the server", alert, shown);
             return Some(Failure::new(Code::UpstreamWantsCertificate, detail));
         }
         source = current.source();
@@ -45,12 +50,16 @@ fn certificate_wanted(error: &(dyn std::error::Error + 'static)) -> Option<Failu
 }
 
 /// h2 keeps only the text of an I/O error, so the text is compared where the error itself is gone.
-fn is_certificate_alert(error: &std::io::Error) -> bool {
-    use rustls::AlertDescription::{BadCertificate, CertificateRequired};
-    let alerts = [CertificateRequired, BadCertificate].map(rustls::Error::AlertReceived);
-    let Some(inner) = error.get_ref() else { return false };
-    match inner.downcast_ref::<rustls::Error>() {
-        Some(tls) => alerts.contains(tls),
-        None => alerts.iter().any(|alert| alert.to_string() == inner.to_string()),
-    }
+fn certificate_alert(error: &std::io::Error) -> Option<AlertDescription> {
+    let inner = error.get_ref()?;
+    let text = || inner.to_string();
+    let received = match inner.downcast_ref::<rustls::Error>() {
+        Some(rustls::Error::AlertReceived(alert)) => Some(*alert),
+        Some(_) => None,
+        None => (0..=u8::MAX)
+            .map(AlertDescription::from)
+            .filter(|alert| is_about_certificate(*alert))
+            .find(|alert| rustls::Error::AlertReceived(*alert).to_string() == text()),
+    };
+    received.filter(|alert| is_about_certificate(*alert))
 }

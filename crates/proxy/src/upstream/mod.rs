@@ -19,6 +19,7 @@ pub mod pool;
 pub mod resolve;
 pub mod roots;
 pub mod send;
+pub mod tls_failure;
 pub mod websocket;
 
 use model::Failure;

@@ -1,21 +1,23 @@
 //! Keeps upstream connections, each under all that it can remember.
 //!
 //! One pool per worker, so that taking and giving back cost no lock. Connections of two callers, two names, two ports,
-//! or two ways of verifying never meet.
+//! two ways of verifying or two client certificates never meet.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use model::destination::{HttpVersion, Resolution};
-use model::{Destination, HostName, SpiffeId};
+use model::{Destination, HostName, SpiffeId, UnixMillis};
 use tokio::time::Instant;
 
 use crate::capture::accept::OriginalDestination;
 use crate::protocol::Body;
+use crate::svid::Svid;
 
 /// A connection of HTTP/1 that can take a request.
 pub type Http1Sender = hyper::client::conn::http1::SendRequest<Body>;
@@ -73,28 +75,35 @@ pub struct OriginKey {
     pub port: u16,
     /// Whether it is TLS.
     pub secure: bool,
+    /// The name that was sent and verified; another than `host` if the destination says so.
+    pub server_name: HostName,
     /// The roots that it was verified by; empty for the standard ones.
     pub ca_bundle: String,
+    /// The client certificate that it was made with: a renewed one gets connections of its own.
+    pub client_certificate: Option<[u8; 32]>,
     /// The address, where only the application knows which one is right.
     pub member: Option<SocketAddr>,
 }
 
 impl OriginKey {
-    /// The key of calls by `caller` to `host` under this destination.
+    /// The key of calls by `caller` to `host` under this destination, with what is shown to a server that asks.
     pub fn new(
         caller: SpiffeId,
         host: HostName,
         secure: bool,
         destination: &Destination,
         original: &OriginalDestination,
+        svid: Option<&Svid>,
     ) -> Self {
         let application_s = destination.resolve == Resolution::Application;
         Self {
             caller,
+            server_name: destination.server_name.as_ref().unwrap_or(&host).clone(),
             host,
             port: original.port(),
             secure,
             ca_bundle: destination.ca_bundle.clone(),
+            client_certificate: svid.map(Svid::fingerprint),
             member: original.address().filter(|_| application_s),
         }
     }
@@ -104,6 +113,8 @@ impl OriginKey {
 pub struct Origin {
     /// What they have in common.
     pub key: OriginKey,
+    /// The certificate of which the key has the fingerprint.
+    pub svid: Option<Arc<Svid>>,
     idle: RefCell<Vec<Idle>>,
     multiplexed: RefCell<Vec<Http2Sender>>,
     speaks_http2: Cell<Option<bool>>,
@@ -127,9 +138,10 @@ const MULTIPLEXED_MAX: usize = 16;
 const IDLE_TIME: Duration = Duration::from_secs(50);
 
 impl Origin {
-    fn new(key: OriginKey) -> Self {
+    fn new(key: OriginKey, svid: Option<Arc<Svid>>) -> Self {
         Self {
             key,
+            svid,
             idle: RefCell::default(),
             multiplexed: RefCell::default(),
             speaks_http2: Cell::new(None),
@@ -229,19 +241,24 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// The origin of a key.
-    pub fn origin(&self, key: OriginKey) -> Rc<Origin> {
+    /// The origin of a key, with the certificate that it was made for.
+    pub fn origin(&self, key: OriginKey, svid: Option<Arc<Svid>>) -> Rc<Origin> {
         let mut origins = self.origins.borrow_mut();
         if let Some(origin) = origins.get(&key) {
             return origin.clone();
         }
-        let origin = Rc::new(Origin::new(key.clone()));
+        let origin = Rc::new(Origin::new(key.clone(), svid));
         origins.insert(key, origin.clone());
         origin
     }
 
-    /// Closes what lies idle too long, and forgets origins that nobody uses.
-    pub fn sweep(&self) {
-        self.origins.borrow_mut().retain(|_, origin| !(origin.sweep() && Rc::strong_count(origin) == 1));
+    /// Closes what lies idle too long, and forgets origins that nobody uses or whose certificate has ended: what is open
+    /// there ends with its last exchange.
+    pub fn sweep(&self, now: UnixMillis) {
+        self.origins.borrow_mut().retain(|_, origin| {
+            let ended = origin.svid.as_ref().is_some_and(|svid| svid.ends <= now);
+            let unused = origin.sweep() && Rc::strong_count(origin) == 1;
+            !ended && !unused
+        });
     }
 }

@@ -1,72 +1,110 @@
-//! By whose certificates upstreams are believed, and the TLS configurations made from that.
+//! By whose certificates upstreams are believed, what is shown to them, and the TLS configurations made from that.
 //!
-//! A configuration is made once for each set of roots and each protocol and then shared: sessions resume only within
-//! one configuration, and one that is made anew for each connection never resumes.
+//! A session resumes only within one configuration, so one is kept for each upstream identity (all that
+//! [`OriginKey`] holds) and what is offered to it: it resumes across connections and workers, and a ticket that was got
+//! on behalf of one caller, from one server, or with one client certificate is never shown for another.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::num::NonZeroUsize;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use lru::LruCache;
 use model::destination::HttpVersion;
 use model::{Code, Destination, Failure};
+use rustls::client::{ResolvesClientCert, Resumption};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, SignatureScheme};
+
+use super::pool::{Origin, OriginKey};
 
 /// The roots of the image and the operator, and what is made of them.
 pub struct Roots {
     standard: Arc<RootCertStore>,
-    configs: Mutex<HashMap<ConfigKey, Arc<ClientConfig>>>,
+    given: Mutex<LruCache<String, Arc<RootCertStore>>>,
+    clients: Mutex<LruCache<(OriginKey, Vec<HttpVersion>), Client>>,
 }
 
-/// Which configuration: the destination's own roots (empty for the standard ones) and what is offered.
-#[derive(Clone, PartialEq, Eq, Hash)]
-struct ConfigKey {
-    ca_bundle: String,
-    offer: Vec<HttpVersion>,
+/// How to speak TLS to one upstream identity.
+#[derive(Clone)]
+pub struct Client {
+    /// For a handshake.
+    pub config: Arc<ClientConfig>,
+    /// What it shows if it is asked.
+    pub shown: Arc<Shown>,
 }
 
-/// Configurations that are kept at most; destinations are few, but their number is the control plane's.
-const CONFIGS_MAX: usize = 1024;
+/// Configurations that are kept; one with the tickets of a busy server has about 30 KiB.
+const CLIENTS_MAX: NonZeroUsize = NonZeroUsize::new(256).expect("not zero");
+
+/// Sets of roots that destinations bring.
+const GIVEN_MAX: NonZeroUsize = NonZeroUsize::new(64).expect("not zero");
+
+/// rustls keeps eight TLS 1.3 tickets for a server, each good once; a configuration knows one server.
+const SESSIONS: usize = 8;
 
 impl Roots {
     /// Takes the roots for destinations that bring none of their own.
     pub fn new(standard: RootCertStore) -> Self {
-        Self { standard: Arc::new(standard), configs: Mutex::default() }
+        Self {
+            standard: Arc::new(standard),
+            given: Mutex::new(LruCache::new(GIVEN_MAX)),
+            clients: Mutex::new(LruCache::new(CLIENTS_MAX)),
+        }
     }
 
-    /// The configuration for a destination, offering these versions of HTTP, best first.
+    /// How to speak TLS to an origin of this destination, offering these versions of HTTP, best first.
     ///
     /// # Errors
     /// [`Code::UpstreamUntrusted`] if the destination's own roots can't be read: it then verifies by none at all.
-    pub fn config(
+    pub fn client(
         &self,
+        origin: &Origin,
         destination: &Destination,
         offer: &[HttpVersion],
-    ) -> Result<Arc<ClientConfig>, Failure> {
-        let key = ConfigKey { ca_bundle: destination.ca_bundle.clone(), offer: offer.to_vec() };
-        // A poisoned lock means a panic while inserting; the map itself is whole.
-        let mut configs = self.configs.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(config) = configs.get(&key) {
-            return Ok(config.clone());
+    ) -> Result<Client, Failure> {
+        let key = (origin.key.clone(), offer.to_vec());
+        // A poisoned lock means a panic while inserting; the cache itself is whole.
+        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = clients.get(&key) {
+            return Ok(client.clone());
         }
-        let roots = if key.ca_bundle.is_empty() {
-            self.standard.clone()
-        } else {
-            Arc::new(parse(&key.ca_bundle, destination)?)
-        };
-        let mut config = ClientConfig::builder_with_provider(service::tls_provider::provider())
-            .with_safe_default_protocol_versions()
-            .map_err(|e| Failure::new(Code::UpstreamTls, "no TLS version is configured").because(e))?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = offer.iter().map(|version| version.alpn().to_vec()).collect();
-        let config = Arc::new(config);
-        if configs.len() >= CONFIGS_MAX {
-            configs.clear();
-        }
-        configs.insert(key, config.clone());
-        Ok(config)
+        let roots = self.roots(&origin.key.ca_bundle, destination)?;
+        let certificate = origin.svid.as_ref().map(|svid| svid.key.clone());
+        let client = make(roots, certificate, offer)?;
+        clients.put(key, client.clone());
+        Ok(client)
     }
+
+    fn roots(&self, ca_bundle: &str, destination: &Destination) -> Result<Arc<RootCertStore>, Failure> {
+        if ca_bundle.is_empty() {
+            return Ok(self.standard.clone());
+        }
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(roots) = given.get(ca_bundle) {
+            return Ok(roots.clone());
+        }
+        let roots = Arc::new(parse(ca_bundle, destination)?);
+        given.put(ca_bundle.to_owned(), roots.clone());
+        Ok(roots)
+    }
+}
+
+fn make(
+    roots: Arc<RootCertStore>,
+    certificate: Option<Arc<CertifiedKey>>,
+    offer: &[HttpVersion],
+) -> Result<Client, Failure> {
+    let shown = Arc::new(Shown { certificate, asked: AtomicBool::new(false) });
+    let mut config = ClientConfig::builder_with_provider(service::tls_provider::provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| Failure::new(Code::UpstreamTls, "no TLS version is configured").because(e))?
+        .with_root_certificates(roots)
+        .with_client_cert_resolver(shown.clone());
+    config.alpn_protocols = offer.iter().map(|version| version.alpn().to_vec()).collect();
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    Ok(Client { config: Arc::new(config), shown })
 }
 
 fn parse(pem: &str, destination: &Destination) -> Result<RootCertStore, Failure> {
@@ -80,3 +118,37 @@ fn parse(pem: &str, destination: &Destination) -> Result<RootCertStore, Failure>
     }
     if roots.is_empty() { Err(refuse()) } else { Ok(roots) }
 }
+
+/// The client certificate, if there is one, and whether the server has ever asked for one: a server of TLS 1.2 that gets
+/// none refuses with an alert that could mean anything.
+#[derive(Debug)]
+pub struct Shown {
+    certificate: Option<Arc<CertifiedKey>>,
+    asked: AtomicBool,
+}
+
+impl Shown {
+    /// Whether the server has asked for a client certificate.
+    pub fn was_asked_for(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is one to show.
+    pub fn is_there(&self) -> bool {
+        self.certificate.is_some()
+    }
+}
+
+impl ResolvesClientCert for Shown {
+    fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        self.asked.store(true, Ordering::Relaxed);
+        self.certificate.clone()
+    }
+
+    fn has_certs(&self) -> bool {
+        self.certificate.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests;

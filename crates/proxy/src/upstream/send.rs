@@ -161,7 +161,8 @@ impl Sender<'_> {
             return Ok(Link::Plain(LastWord::new(stream)));
         }
         let patience = self.handshake_patience;
-        let linked = connect::secure(stream, &key.host, self.destination, self.roots, offer, patience).await;
+        let linked =
+            connect::secure(stream, self.origin, self.destination, self.roots, offer, patience).await;
         if offer == [HttpVersion::Http1] && linked.as_ref().is_err_and(connect::is_protocol_refused) {
             self.origin.refuse_http1();
         }
