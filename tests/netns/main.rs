@@ -16,6 +16,8 @@ mod redirect;
 mod sandbox;
 mod service;
 mod story;
+mod tls;
+mod trust;
 
 use std::time::{Duration, Instant};
 

@@ -118,6 +118,7 @@ pub fn python() -> &'static str {
     if std::path::Path::new(system).exists() { system } else { "python3" }
 }
 
+/// A file of `tests/clients`.
 pub(crate) fn client(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
 }

@@ -15,6 +15,7 @@ pub mod http;
 pub mod names;
 pub mod sandbox;
 pub mod search;
+pub mod tls_server;
 pub mod workload;
 pub mod world;
 

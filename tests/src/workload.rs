@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use service::trust::{Bundle, Form, VARIABLES};
 
 use crate::daemon::{Daemon, Probe, Recipe};
 use crate::http::{Answer, Call};
@@ -256,11 +257,19 @@ impl Workload {
     /// A program of the application's, which trusts whom an injector would let it trust.
     #[must_use]
     pub fn application(&self, program: &str) -> Inside {
-        let bundle = self.bundle();
-        let trusts = if self.sandbox.outside(&bundle).exists() { bundle } else { SERVICE_ROOT.to_owned() };
-        let command =
-            self.sandbox.command(self.place(), As::Application(APPLICATION_UID + self.number), program);
-        TRUST_VARIABLES.iter().fold(command, |command, name| command.env(name, &trusts))
+        let mut bundle = Bundle::at(&self.bundle());
+        if !self.sandbox.outside(&bundle.pem).exists() {
+            bundle.pem = SERVICE_ROOT.to_owned();
+        }
+        let command = self.bare_application(program);
+        let pem = VARIABLES.iter().filter(|variable| variable.form == Form::Pem);
+        pem.fold(command, |command, variable| command.env(variable.name, variable.value(&bundle)))
+    }
+
+    /// A program of the application's that nobody has told whom to trust.
+    #[must_use]
+    pub fn bare_application(&self, program: &str) -> Inside {
+        self.sandbox.command(self.place(), As::Application(APPLICATION_UID + self.number), program)
     }
 
     /// A call by curl.
@@ -313,18 +322,6 @@ impl Workload {
         Ok(Steady { process })
     }
 }
-
-/// The variables that runtimes read, as an injector sets them.
-pub const TRUST_VARIABLES: &[&str] = &[
-    "SSL_CERT_FILE",
-    "CURL_CA_BUNDLE",
-    "REQUESTS_CA_BUNDLE",
-    "AWS_CA_BUNDLE",
-    "NODE_EXTRA_CA_CERTS",
-    "GIT_SSL_CAINFO",
-    "PIP_CERT",
-    "CARGO_HTTP_CAINFO",
-];
 
 /// An application that goes on calling.
 #[derive(Debug)]

@@ -55,6 +55,7 @@ const HELP: &str = "Examples:
   countersign explain --workload payments/billing GET https://api.example/v1/charges
   countersign revoke workload/billing -n payments --reason 'incident 7'
   countersign audit --since 10m --denied
+  countersign doctor
 
 Exit codes: 0 done or yes, 1 error, 2 usage, 3 the answer is no (denied, broken, documents wrong),
 4 not permitted, 5 control plane unreachable, 130 Ctrl-C. They do not depend on -o.";
@@ -76,6 +77,8 @@ pub enum Command {
     Audit(Audit),
     /// Show the proxies that are connected and the policy that they run.
     Status,
+    /// Say which of the runtimes here trust the proxy, and what to set for those that do not; by running them.
+    Doctor(Doctor),
     /// Print a generated page of the documentation.
     #[command(hide = true)]
     Reference {
@@ -163,6 +166,20 @@ pub struct Revoke {
     /// Milliseconds to wait for the proxies that it concerns to confirm.
     #[arg(long, value_name = "MS", default_value_t = 2000)]
     pub wait: u32,
+}
+
+/// `doctor`
+#[derive(Debug, Args)]
+pub struct Doctor {
+    /// What they call: a host that a policy covers, or the proxy's own port for this question, which is the default.
+    #[arg(long, value_name = "URL", default_value = "https://localhost:15021/")]
+    pub url: String,
+    /// Only this runtime; can be given more than once.
+    #[arg(long, value_name = "NAME")]
+    pub only: Vec<String>,
+    /// Where the application finds the proxy's trust bundle.
+    #[arg(long, value_name = "FILE", default_value = service::trust::BUNDLE)]
+    pub bundle: String,
 }
 
 /// `audit`

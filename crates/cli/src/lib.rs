@@ -1,4 +1,5 @@
-//! countersign: the command line. It asks the control plane, and shows what it answers.
+//! countersign: the command line. It asks the control plane, or with `doctor` the runtimes that are here, and shows what
+//! they answer.
 
 pub mod arguments;
 pub mod client;
@@ -57,6 +58,7 @@ async fn dispatch(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
         Command::Revoke(asked) => command::revoke::revoke(cli, output, asked).await,
         Command::Audit(asked) => command::audit::audit(cli, output, asked).await,
         Command::Status => command::status::status(cli, output).await,
+        Command::Doctor(asked) => command::doctor::doctor(cli, output, asked).await,
         Command::Reference { page } => command::reference::reference(output, page),
     }
 }

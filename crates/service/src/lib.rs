@@ -9,3 +9,4 @@ pub mod roots;
 pub mod signals;
 pub mod telemetry;
 pub mod tls_provider;
+pub mod trust;

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod audit;
 pub mod delete;
+pub mod doctor;
 pub mod explain;
 pub mod get;
 pub mod reference;
