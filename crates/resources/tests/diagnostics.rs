@@ -209,9 +209,9 @@ fn only_the_application_s_address_is_never_right_without_tls() {
     assert_eq!(destination("  resolve: name\n  insecure: true\n"), "");
     insta::assert_snapshot!(destination("  resolve: application\n  insecure: true\n"), @r"
     error[CS0103]: a destination that says `insecure` can't say `resolve: application`: without TLS, the proxy's own look-up is all that proves the server
-      --> payments.yaml:5:12
+      --> payments.yaml:6:12
       |
-    5 |   resolve: application
+    6 |   resolve: application
       |            ^^^^^^^^^^^
     ");
     let unknown = destination("  resolve: perhaps\n");
