@@ -26,6 +26,7 @@ fn run() -> anyhow::Result<()> {
         Command::Capture(capture) => self::capture(capture),
         Command::Reference => {
             print(&service::config::reference::<Cli>("serve"));
+            print(&service::config::options::<Cli>("capture install"));
             Ok(())
         }
     }

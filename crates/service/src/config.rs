@@ -119,14 +119,30 @@ pub fn reference<T: CommandFactory>(subcommand: &str) -> String {
     let mut command = T::command();
     command.build();
     let program = command.get_name().to_owned();
-    let Some(command) = command.find_subcommand(subcommand) else { return String::new() };
-    let mut page = format!(
+    let page = format!(
         "# Settings of `{program} {subcommand}`\n\n\
          Generated from the program; `make gen` writes it anew.\n\
          Precedence: flag, environment, configuration file (`--config`), default.\n\
          In the file a setting's key is its flag without the dashes.\n\n\
-         | flag | environment | default | meaning |\n|---|---|---|---|\n"
+         {}",
+        table(&command, subcommand)
     );
+    page
+}
+
+/// The table of a command's options, which have neither environment variables nor keys, as Markdown.
+#[must_use]
+pub fn options<T: CommandFactory>(subcommand: &str) -> String {
+    let mut command = T::command();
+    command.build();
+    format!("\n## Options of `{} {subcommand}`\n\n{}", command.get_name(), table(&command, subcommand))
+}
+
+/// `subcommand` may be the words of a command below another.
+fn table(command: &Command, subcommand: &str) -> String {
+    let found = subcommand.split(' ').try_fold(command, |command, word| command.find_subcommand(word));
+    let Some(command) = found else { return String::new() };
+    let mut page = "| flag | environment | default | meaning |\n|---|---|---|---|\n".to_owned();
     for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
         let Some(long) = arg.get_long().filter(|long| !["help", "version"].contains(long)) else { continue };
         let value = arg.get_value_names().and_then(|names| names.first()).map(|name| format!(" {name}"));

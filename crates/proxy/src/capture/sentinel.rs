@@ -27,6 +27,7 @@ use super::namesake;
 use crate::audit::Audit;
 use crate::caller::CallerState;
 use crate::socket::{self, SocketOptions};
+use crate::splice::reset;
 
 /// What a sentinel says by being redirected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,17 +65,18 @@ pub fn is_sentinel(original: &OriginalDestination) -> bool {
         && Signal::ALL.iter().any(|signal| signal.port() == original.port())
 }
 
-/// Between two looks: a flushed redirect is noticed within this and the time of a look.
+/// Between two looks: a flushed redirect is noticed within this and the time of a look, which is long only if somebody
+/// accepts in the proxy's place and keeps silent.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// Looks between two looks for somebody with the proxy's UID, which cost more.
-const NAMESAKE_EVERY: u64 = 5;
+/// Every so many looks is a thorough one: at all sentinels, and for somebody with the proxy's UID.
+const THOROUGH_EVERY: u64 = 5;
 
-/// How long such a find counts: whoever made one connection will make another.
+/// How long the find of somebody with the proxy's UID counts: whoever made one connection will make another.
 const NAMESAKE_STAYS: Duration = Duration::from_secs(60);
 
 /// How long the proxy may take to hear from itself. A worker that is busy for longer has other troubles.
-const LOOK_PATIENCE: Duration = Duration::from_secs(5);
+const LOOK_PATIENCE: Duration = Duration::from_secs(3);
 
 /// How long somebody who dialled a sentinel may take for the nonce: the proxy sends it at once.
 const NONCE_PATIENCE: Duration = Duration::from_secs(1);
@@ -110,6 +112,8 @@ impl Sentinel {
     pub async fn hear(&self, mut stream: TcpStream) {
         let mut nonce = Nonce::default();
         let Ok(Ok(_)) = timeout(NONCE_PATIENCE, stream.read_exact(&mut nonce)).await else { return };
+        // Leaves no TIME_WAIT, and nothing in connection tracking for two minutes.
+        reset(&stream);
         if let Some(heard) = self.map().remove(&nonce) {
             let _ = heard.send(());
         }
@@ -239,11 +243,13 @@ impl Watchman {
         let mut before: Option<Found> = None;
         let mut shared_until = Instant::now();
         for look in 0_u64.. {
-            if look % NAMESAKE_EVERY == 0 && self.socket.mark.is_none() && namesake::is_there().await {
+            let thorough = look % THOROUGH_EVERY == 0;
+            if thorough && self.socket.mark.is_none() && namesake::is_there().await {
                 shared_until = Instant::now() + NAMESAKE_STAYS;
             }
             let shared = Instant::now() < shared_until;
-            let found = Found { shared, ..self.look().await };
+            let known = before.filter(|_| !thorough);
+            let found = Found { shared, ..self.look(known).await };
             if before != Some(found) {
                 let next = self.changed(&found).map(|name| self.readiness.block(name));
                 // The new one is there before the old one goes.
@@ -289,12 +295,22 @@ impl Watchman {
         })
     }
 
-    async fn look(&self) -> Found {
-        let [redirected, other_rejected, whole, own_traffic] = Signal::ALL
-            .map(|signal| REDIRECT_TARGETS.map(|ip| self.reaches_us(SocketAddr::new(ip, signal.port()))));
-        let both = |[v4, v6]: [_; 2]| async move { <[bool; 2]>::from(tokio::join!(v4, v6)) };
-        let (redirected, other_rejected, whole, own_traffic) =
-            tokio::join!(both(redirected), both(other_rejected), both(whole), both(own_traffic));
+    /// Looks at everything, unless what is known is not much older and the redirect is as it was.
+    async fn look(&self, known: Option<Found>) -> Found {
+        let both = |signal: Signal| async move {
+            let [v4, v6] = REDIRECT_TARGETS.map(|ip| self.reaches_us(SocketAddr::new(ip, signal.port())));
+            <[bool; 2]>::from(tokio::join!(v4, v6))
+        };
+        let redirected = both(Signal::Redirected).await;
+        if redirected != [true; 2] {
+            // What else the rules say does not matter now; this is told at once.
+            return Found { redirected, ..Found::default() };
+        }
+        if let Some(known) = known.filter(|known| known.redirected == redirected) {
+            return known;
+        }
+        let (other_rejected, whole, own_traffic) =
+            tokio::join!(both(Signal::OtherRejected), both(Signal::Whole), both(Signal::OwnTraffic));
         Found { redirected, other_rejected, whole, own_traffic, shared: false }
     }
 
@@ -304,7 +320,15 @@ impl Watchman {
         let dialling = async {
             let mut stream = socket::connect_tcp(address, &self.socket).await.ok()?;
             stream.write_all(&nonce).await.ok()?;
-            heard.await.ok()
+            let mut answer = [0];
+            tokio::select! {
+                biased;
+                heard = heard => heard.ok()?,
+                // Our own listener says nothing: whoever answers, or leaves first, is somebody else.
+                _ = stream.read(&mut answer) => return None,
+            }
+            reset(&stream);
+            Some(())
         };
         let reached = matches!(timeout(LOOK_PATIENCE, dialling).await, Ok(Some(())));
         self.sentinel.forget(&nonce);
