@@ -2,18 +2,24 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod bypass;
 mod capture;
 mod corporate;
 mod demo;
 mod dialects;
 mod explicit;
 mod failures;
+mod floods;
 mod kill;
+mod limits;
 mod names;
 mod passage;
 mod protocols;
+mod redaction;
 mod redirect;
+mod revocation;
 mod sandbox;
+mod secrets;
 mod service;
 mod story;
 mod tls;

@@ -21,6 +21,8 @@ const APPLICATION_UID: u32 = 10_001;
 const MARK: &str = "4919";
 /// Time for a command that sets something up.
 const COMMAND: Duration = Duration::from_secs(20);
+/// Time for a flood.
+const FLOOD: Duration = Duration::from_secs(520);
 
 /// What the workload can prove about itself.
 #[derive(Clone, Debug)]
@@ -320,6 +322,20 @@ impl Workload {
             .args(args)
             .start_with_lifeline(name, &log)?;
         Ok(Steady { process })
+    }
+}
+
+impl Workload {
+    /// An application that means ill, or is broken (`flood-client`); what became of its connections, and how often.
+    ///
+    /// # Errors
+    /// If it does not end.
+    pub fn flood(&self, args: &[&str]) -> anyhow::Result<BTreeMap<String, usize>> {
+        let program = format!("{PROGRAMS}/flood-client");
+        let output = self.application(&program).args(args).output(FLOOD)?;
+        let value: serde_json::Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("flood-client {}: {output:?}", args.join(" ")))?;
+        serde_json::from_value(value["became"].clone()).context("what became of it")
     }
 }
 

@@ -296,6 +296,20 @@ impl World {
         Ok(billing)
     }
 
+    /// The same with more settings for its proxy.
+    ///
+    /// # Errors
+    /// If a part of that fails.
+    pub fn billing_with(&mut self, settings: &[&str]) -> anyhow::Result<Workload> {
+        let mut billing = self.workload("billing", Evidence::billing())?;
+        billing.launch_proxy()?;
+        let more = settings.iter().map(|setting| (*setting).to_owned());
+        billing.proxy().restart_with(|args| args.extend(more))?;
+        billing.proxy().wait_until_ready()?;
+        billing.redirect()?;
+        Ok(billing)
+    }
+
     /// What has reached the service.
     ///
     /// # Errors

@@ -54,6 +54,7 @@ const HELP: &str = "Examples:
   countersign apply -f policies/
   countersign explain --workload payments/billing GET https://api.example/v1/charges
   countersign revoke workload/billing -n payments --reason 'incident 7'
+  countersign bypass workload/billing -n payments --for 30m --reason 'incident 7'
   countersign audit --since 10m --denied
   countersign doctor
 
@@ -65,7 +66,7 @@ Exit codes: 0 done or yes, 1 error, 2 usage, 3 the answer is no (denied, broken,
 pub enum Command {
     /// Create or change documents: all of them, or none if one is wrong.
     Apply(Apply),
-    /// Show documents, blocks, grants or callers.
+    /// Show documents, blocks, bypasses, grants or callers.
     Get(Get),
     /// Delete documents.
     Delete(Delete),
@@ -73,6 +74,9 @@ pub enum Command {
     Explain(Explain),
     /// Block a workload, destination, provider or everything until it is lifted; or drop one grant.
     Revoke(Revoke),
+    /// Let a workload's connections pass untouched for a while, without a credential: for the day when something is
+    /// wrong with Countersign itself.
+    Bypass(Bypass),
     /// List what happened, or prove that the record is whole.
     Audit(Audit),
     /// Show the proxies that are connected and the policy that they run.
@@ -104,7 +108,7 @@ pub struct Apply {
 /// `get`
 #[derive(Debug, Args)]
 pub struct Get {
-    /// A kind of document, `blocks`, `grants` or `callers`.
+    /// A kind of document, `blocks`, `bypasses`, `grants` or `callers`.
     pub kind: String,
     /// Only this one.
     pub name: Option<String>,
@@ -180,6 +184,28 @@ pub struct Doctor {
     /// Where the application finds the proxy's trust bundle.
     #[arg(long, value_name = "FILE", default_value = service::trust::BUNDLE)]
     pub bundle: String,
+}
+
+/// `bypass`
+#[derive(Debug, Args)]
+pub struct Bypass {
+    /// workload/NAME.
+    pub target: String,
+    /// Its namespace.
+    #[arg(short, long, value_name = "NAME", default_value = "")]
+    pub namespace: String,
+    /// For how long: 30s, 10m, 2h; 24h at most. It ends by itself.
+    #[arg(long = "for", value_name = "DURATION", required_unless_present = "lift", conflicts_with = "lift")]
+    pub duration: Option<String>,
+    /// Why; shown wherever the bypass is.
+    #[arg(long, value_name = "TEXT", required_unless_present = "lift", conflicts_with = "lift")]
+    pub reason: Option<String>,
+    /// End the bypass instead.
+    #[arg(long)]
+    pub lift: bool,
+    /// Milliseconds to wait for the proxies that it concerns to confirm.
+    #[arg(long, value_name = "MS", default_value_t = 2000)]
+    pub wait: u32,
 }
 
 /// `audit`

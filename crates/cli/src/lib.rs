@@ -56,6 +56,7 @@ async fn dispatch(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
         Command::Delete(asked) => command::delete::delete(cli, output, asked).await,
         Command::Explain(asked) => command::explain::explain(cli, output, asked).await,
         Command::Revoke(asked) => command::revoke::revoke(cli, output, asked).await,
+        Command::Bypass(asked) => command::bypass::bypass(cli, output, asked).await,
         Command::Audit(asked) => command::audit::audit(cli, output, asked).await,
         Command::Status => command::status::status(cli, output).await,
         Command::Doctor(asked) => command::doctor::doctor(cli, output, asked).await,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::audit::{Event, What};
-use model::slice::{Block, BlockTarget, Egress};
+use model::slice::{BYPASS_MAX_MILLIS, Block, BlockTarget, Bypass, Egress};
 use model::{Code, DecisionId, Failure, GrantId, ResourceRef, UnixMillis, Version};
 use policy::compile;
 use resources::kind::{Kind, Spec};
@@ -333,6 +333,11 @@ impl Admin {
                 let state = self.store.state().await.map_err(failed)?;
                 Ok(state.blocks.iter().map(block_item).collect())
             }
+            "bypasses" => {
+                let state = self.store.state().await.map_err(failed)?;
+                let in_force = state.bypasses.iter().filter(|stored| stored.bypass.until > now());
+                Ok(in_force.map(bypass_item).collect())
+            }
             "grants" => {
                 let grants = self.store.live_grants(None, now()).await.map_err(failed)?;
                 Ok(grants.iter().map(grant_item).collect())
@@ -348,7 +353,7 @@ impl Admin {
             kind => {
                 let kind = Kind::parse(kind).ok_or_else(|| {
                     let detail = format!(
-                        "`{kind}` is not a kind; there are the seven of documents, blocks, grants, callers"
+                        "`{kind}` is not a kind; there are the seven of documents, blocks, bypasses, grants, callers"
                     );
                     refuse(Failure::new(Code::InvalidValue, detail))
                 })?;
@@ -432,6 +437,18 @@ fn block_item(stored: &crate::store::StoredBlock) -> v1::Item {
     state_item("block", &target, &json, stored.since, &stored.author)
 }
 
+fn bypass_item(stored: &crate::store::StoredBypass) -> v1::Item {
+    let bypass = &stored.bypass;
+    let json = json!({
+        "id": bypass.id, "target": format!("workload/{}", bypass.workload), "reason": bypass.reason,
+        "until": bypass.until.to_string(),
+    });
+    v1::Item {
+        reference: Some(reference("bypass", &bypass.workload)),
+        ..state_item("bypass", &bypass.id, &json, stored.since, &stored.author)
+    }
+}
+
 fn grant_item(grant: &crate::store::StoredGrant) -> v1::Item {
     let json = json!({
         "id": grant.id, "caller": grant.caller, "instance": grant.instance, "destination": grant.destination,
@@ -479,6 +496,32 @@ fn references_of(request: &v1::DeleteRequest) -> Result<Vec<(Kind, ResourceRef)>
         Ok((kind, name))
     };
     request.references.iter().map(read).collect()
+}
+
+fn bypass_target(request: &v1::BypassRequest) -> Result<ResourceRef> {
+    let references = request.workload.iter().cloned().collect();
+    let named = references_of(&v1::DeleteRequest { references, dry_run: false })?.pop();
+    match named {
+        Some((Kind::Workload, name)) => Ok(name),
+        _ => Err(refuse(Failure::new(Code::InvalidValue, "only a workload can be bypassed"))),
+    }
+}
+
+/// A bypass is for a while that is said when it begins, and for a reason.
+fn new_bypass(workload: ResourceRef, request: &v1::BypassRequest, now: UnixMillis) -> Result<Bypass> {
+    let invalid = |what: &str| refuse(Failure::new(Code::InvalidValue, what));
+    if !(1..=BYPASS_MAX_MILLIS).contains(&request.for_ms) {
+        return Err(invalid("a bypass is for 1 s at least and 24 h at most"));
+    }
+    if request.reason.trim().is_empty() {
+        return Err(invalid("a bypass needs a reason: audit and status show it"));
+    }
+    Ok(Bypass {
+        id: format!("{:08x}", rand::random::<u32>()),
+        workload,
+        until: UnixMillis(now.0 + request.for_ms),
+        reason: request.reason.clone(),
+    })
 }
 
 fn block_target(reference: &v1::Reference) -> Result<BlockTarget> {
@@ -588,6 +631,12 @@ impl Administration for Admin {
         Ok(Response::new(response))
     }
 
+    async fn bypass(&self, request: Request<v1::BypassRequest>) -> Result<Response<v1::BypassResponse>> {
+        let author = self.author(&request)?;
+        let request = request.into_inner();
+        Ok(Response::new(self.bypassed(&request, &author).await?))
+    }
+
     async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<Self::AuditStream>> {
         self.author(&request)?;
         let (answers, receiver) = tokio::sync::mpsc::channel(64);
@@ -636,15 +685,47 @@ impl Administration for Admin {
             session_ends_ms: state.session_ends.0,
             proxy_version: state.program,
         });
+        let state = self.store.state().await.map_err(failed)?;
+        let in_force = state.bypasses.iter().filter(|stored| stored.bypass.until > now());
+        let bypasses = in_force.map(|stored| v1::Bypass::from(&stored.bypass));
         Ok(Response::new(v1::StatusResponse {
             version: Some(self.index.now().version.into()),
             proxies: proxies.collect(),
+            bypasses: bypasses.collect(),
             control_plane_version: env!("CARGO_PKG_VERSION").to_owned(),
         }))
     }
 }
 
 impl Admin {
+    /// Sets or ends a bypass, and waits for the proxies.
+    async fn bypassed(&self, request: &v1::BypassRequest, author: &Author) -> Result<v1::BypassResponse> {
+        let workload = bypass_target(request)?;
+        let (verb, stored, version) = if request.lift {
+            match self.store.lift_bypass(&workload, &author.0, now()).await.map_err(failed)? {
+                Some((stored, version)) => ("lifted", Some(stored), version),
+                None => ("unchanged", None, self.store.version().await.map_err(failed)?),
+            }
+        } else {
+            self.must_exist(&BlockTarget::Workload(workload.clone()), false).await?;
+            let bypass = new_bypass(workload, request, now())?;
+            let (stored, version) = self.store.bypass(&bypass, &author.0, now()).await.map_err(failed)?;
+            tracing::warn!(
+                id = %stored.bypass.id, workload = %stored.bypass.workload, until = %stored.bypass.until,
+                author = %author.0, "a workload is bypassed: its connections pass untouched, without a credential"
+            );
+            ("bypassed", Some(stored), version)
+        };
+        self.in_force(version).await;
+        let (proxies, confirmed) = self.confirmed(version, request.wait_ms).await;
+        Ok(v1::BypassResponse {
+            verb: verb.to_owned(),
+            bypass: stored.map(|stored| v1::Bypass::from(&stored.bypass)),
+            proxies,
+            confirmed,
+        })
+    }
+
     /// A block on what is not there would block nothing, silently. One that is there can always be lifted.
     async fn must_exist(&self, target: &BlockTarget, lift: bool) -> Result<()> {
         let (kind, name) = match target {

@@ -116,11 +116,7 @@ impl Attestor {
                 return Err(invalid("the attestation did not begin with a greeting"));
             }
         };
-        let skew = now().0.saturating_sub(hello.now_ms);
-        if skew.saturating_abs() > SKEW_MAX_MS {
-            let detail = format!("the proxy's clock is {} s away from the control plane's", skew / 1000);
-            return Err(Failure::new(Code::ClockSkew, detail));
-        }
+        close_enough(now().0, hello.now_ms)?;
         let nonce: [u8; 32] = rand::random();
         let challenge = v1::Challenge { nonce: nonce.to_vec(), now_ms: now().0 };
         let challenge =
@@ -193,6 +189,16 @@ impl Attestor {
     }
 }
 
+/// Beyond five minutes nothing that is said of time can be relied on.
+fn close_enough(ours_ms: i64, theirs_ms: i64) -> Result<(), Failure> {
+    let skew = ours_ms.saturating_sub(theirs_ms);
+    if skew.saturating_abs() > SKEW_MAX_MS {
+        let detail = format!("the proxy's clock is {} s away from the control plane's", skew / 1000);
+        return Err(Failure::new(Code::ClockSkew, detail));
+    }
+    Ok(())
+}
+
 async fn next(requests: &mut Streaming<v1::AttestRequest>) -> Result<v1::attest_request::Message, Failure> {
     let message = requests.message().await.map_err(|_| invalid("the proxy left"))?;
     message.and_then(|message| message.message).ok_or_else(|| invalid("the proxy left"))
@@ -200,4 +206,21 @@ async fn next(requests: &mut Streaming<v1::AttestRequest>) -> Result<v1::attest_
 
 fn invalid(detail: &str) -> Failure {
     Failure::new(Code::EvidenceInvalid, detail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clocks_may_differ_by_five_minutes_and_no_more() {
+        let now = 1_795_514_400_000;
+        for skew in [0, 299_999, 300_000, -300_000] {
+            assert!(close_enough(now, now + skew).is_ok(), "{skew}");
+        }
+        for skew in [300_001, -300_001, i64::MIN / 2, i64::MAX / 2] {
+            let refused = close_enough(now, now.saturating_add(skew)).unwrap_err();
+            assert_eq!(refused.code, Code::ClockSkew, "{skew}");
+        }
+    }
 }

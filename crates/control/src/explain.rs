@@ -33,13 +33,23 @@ pub fn hypothetical(
     let (facts, secure) = facts_of(&asked.method, &asked.url)?;
     let slice = index.slice(&policies, &caller);
     let egress = slice.egress;
+    let bypass = slice.bypass(now()).cloned();
     let snapshot = Snapshot::new(slice).map_err(|refused| {
         Failure::new(Code::PolicyError, "the policy can't be evaluated").because(refused)
     })?;
     let mut stages = Stages::default();
     stages.set("protocol", "ok", [format!("{} {}", facts.method, facts.path)]);
     stages.set("identity", "ok", [format!("{} in namespace {}", caller.id, caller.namespace)]);
-    let Some(destination) = snapshot.cover(&facts.host, facts.port).cloned() else {
+    let covering = snapshot.cover(&facts.host, facts.port).cloned();
+    if let Some(bypass) = bypass
+        && !covering.as_ref().is_some_and(|covering| snapshot.slice().is_destination_blocked(&covering.name))
+    {
+        let line = format!("bypass {} of {} until {}", bypass.id, bypass.workload, bypass.until);
+        stages.set("tls", "ok", [line, format!("reason: {}", bypass.reason)]);
+        let summary = "BYPASSED: passes untouched, without a credential".to_owned();
+        return Ok(stages.response(None, summary, String::new(), &[]));
+    }
+    let Some(destination) = covering else {
         let code = match egress {
             model::slice::Egress::Enforce => Some(Code::NotCovered),
             model::slice::Egress::Observe => None,

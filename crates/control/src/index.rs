@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context as _;
 use attestation::oidc::Provider;
-use model::slice::{Block, Slice};
-use model::{Caller, ResourceRef, SpiffeId, Version};
+use model::slice::{Block, Bypass, Slice};
+use model::{Caller, ResourceRef, SpiffeId, UnixMillis, Version};
 use policy::compile::EgressDefaults;
 use policy::{Compiled, compile};
 use resources::kind::{CredentialProviderSpec, Kind, Spec};
@@ -27,6 +27,7 @@ pub struct Policies {
     pub trust: Vec<Provider>,
     compiled: Compiled,
     blocks: Vec<Block>,
+    bypasses: Vec<Bypass>,
     recipes: BTreeMap<ResourceRef, (CredentialProviderSpec, u64)>,
 }
 
@@ -166,6 +167,7 @@ fn policies(state: State) -> Policies {
         trust: trust.collect(),
         recipes: recipes.collect(),
         blocks: state.blocks.into_iter().map(|stored| stored.block).collect(),
+        bypasses: state.bypasses.into_iter().map(|stored| stored.bypass).collect(),
         compiled,
         set,
     }
@@ -176,7 +178,13 @@ impl Policies {
     #[must_use]
     pub fn slice(&self, caller: &Caller, egress: &EgressDefaults) -> Slice {
         let revision_of = |name: &ResourceRef| self.recipes.get(name).map_or(0, |(_, revision)| *revision);
-        self.compiled.slice_for(caller, &self.blocks, egress, self.version, &revision_of)
+        self.compiled.slice_for(caller, &self.blocks, &self.bypasses, egress, self.version, &revision_of)
+    }
+
+    /// How many bypasses are in force.
+    #[must_use]
+    pub fn bypasses_in_force(&self, now: UnixMillis) -> usize {
+        self.bypasses.iter().filter(|bypass| bypass.until > now).count()
     }
 
     /// A credential provider's recipe and revision.

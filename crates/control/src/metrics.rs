@@ -10,6 +10,8 @@ pub struct Metrics {
     grants: IntCounterVec,
     /// Proxies whose watch is up.
     pub proxies: IntGauge,
+    /// Bypasses in force.
+    pub bypasses: IntGauge,
 }
 
 impl Metrics {
@@ -26,10 +28,12 @@ impl Metrics {
             )?,
             grants: counter("countersign_control_grants_total", "Credentials asked for; code `ok` if made.")?,
             proxies: IntGauge::new("countersign_control_proxies", "Proxies whose watch is up.")?,
+            bypasses: IntGauge::new("countersign_bypass_active", "Bypasses in force.")?,
         };
         registry.register(Box::new(metrics.attestations.clone()))?;
         registry.register(Box::new(metrics.grants.clone()))?;
         registry.register(Box::new(metrics.proxies.clone()))?;
+        registry.register(Box::new(metrics.bypasses.clone()))?;
         Ok(metrics)
     }
 

@@ -95,6 +95,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     publish_roots(settings.ca_out.as_deref(), &authority)?;
     let index = Index::start(store.clone(), egress(settings)?).await?;
     let proxies = Proxies::new(metrics.proxies.clone());
+    tokio::spawn(count_bypasses(index.clone(), metrics.bypasses.clone()));
     let roots = match &settings.roots {
         Some(path) => service::roots::from_file(path).context("--roots")?,
         None => Vec::new(),
@@ -175,6 +176,15 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     audit::checkpoint(&*store, &keys, now()).await?;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// A bypass ends by the clock, so it is the clock that it is counted by.
+async fn count_bypasses(index: Arc<Index>, gauge: prometheus::IntGauge) {
+    let mut ticking = tokio::time::interval(Duration::from_secs(1));
+    loop {
+        ticking.tick().await;
+        gauge.set(i64::try_from(index.now().bypasses_in_force(now())).unwrap_or(i64::MAX));
+    }
 }
 
 fn configured() -> Server {

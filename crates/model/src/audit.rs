@@ -278,6 +278,9 @@ pub struct Passed {
     /// The destination's document, if a policy covers it (`tls: passthrough`, `protocol: tcp`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub destination: Option<ResourceRef>,
+    /// The bypass under which it passed, if there was one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bypass: Option<String>,
 }
 
 /// A credential of the application's own, seen in a header that we own or in a call that passed.

@@ -34,6 +34,8 @@ pub struct Destination {
     pub server_name: Option<HostName>,
     /// What the proxy shows when it asks for a client certificate; `None` for nothing.
     pub client_certificate: Option<ClientCertificate>,
+    /// Whether a credential that it sends back is taken out of its answers.
+    pub redact: bool,
     /// How sensitive its data is, in the words of the platform team; for policies and audit.
     pub sensitivity: String,
 }

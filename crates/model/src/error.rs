@@ -207,7 +207,7 @@ codes! {
         "The application has more open requests than the proxy's limit for it.",
         "Make fewer calls at a time, or raise the limit.";
     OverLimit "CS3005" "Proxy is at its limit" Some(503), "connection_limit_reached", true, Us,
-        "The proxy holds as many connections as its limit.",
+        "The proxy holds as many connections, or as much memory, as its limit.",
         "Raise the limit or the memory of the proxy.";
     Misdirected "CS3006" "Names disagree" Some(421), "http_request_error", false, Caller,
         "SNI, Host or `:authority`, and port of one request name different services.",
@@ -227,6 +227,15 @@ codes! {
     GrpcNeedsHttp2 "CS3011" "gRPC needs HTTP/2" Some(403), "http_protocol_error", false, Caller,
         "The call is gRPC, but the application or the destination speaks HTTP/1.1 only; gRPC is never translated down.",
         "Use a gRPC client over HTTP/2; see that the destination offers `h2`, or is declared with `httpVersions: [h2]`.";
+    RequestTimeout "CS3020" "Request took too long" Some(408), "http_request_error", false, Caller,
+        "The request's header did not end, or its body did not go on, in time.",
+        "See why the client stalls, or raise the time-out.";
+    BodyStalled "CS3021" "Exchange stood still" None, "-", false, Us,
+        "Nothing of an answer's body moved for as long as the time-out: its sender or its reader stalls.",
+        "See which of them stalls, or raise `--body-timeout` or `--stream-timeout`.";
+    StreamFlood "CS3022" "Too many streams given up" None, "-", false, Caller,
+        "The application opened streams of one HTTP/2 connection and gave them up, more often than the limit.",
+        "Mend the client, or raise `--max-resets`.";
 
     // 4: identity
     NoCaller "CS4001" "Workload is not attested" Some(503), "proxy_internal_error", true, Operator,
@@ -276,6 +285,9 @@ codes! {
     Blocked "CS5007" "Blocked" Some(403), "http_request_denied", false, Operator,
         "An administrator has blocked the workload, the destination or the credential provider.",
         "`countersign get blocks` shows it; `countersign revoke --lift` ends it.";
+    BypassEnded "CS5020" "Bypass has ended" None, "-", false, Operator,
+        "The connection passed untouched under a bypass, which is over; a policy covers what it goes to.",
+        "Nothing: a new connection is judged as ever. `countersign get bypasses` shows those in force.";
 
     // 6: credential
     ControlPlaneUnreachable "CS6001" "Control plane can't be reached" Some(503), "proxy_internal_error", true, Us,
@@ -319,6 +331,9 @@ codes! {
     UpstreamTls "CS8007" "Upstream TLS handshake failed" Some(502), "tls_protocol_error", false, Upstream,
         "The destination speaks no TLS version or cipher that the proxy accepts; the detail says what is missing.",
         "TLS 1.2 with ECDHE and AEAD, or TLS 1.3, is needed.";
+    EncodedAnswer "CS8020" "Answer is compressed" Some(502), "http_protocol_error", false, Upstream,
+        "The destination says `redact`, and its answer is compressed although it was asked for as it is.",
+        "Let the service honour `accept-encoding: identity`, or drop `redact` from the Destination.";
 
     UpstreamProxyRefused "CS8008" "Refused by the corporate proxy" Some(502), "proxy_configuration_error", false, Operator,
         "The corporate proxy (`--upstream-proxy`) does not take our credential (407), or does not let the call through.",

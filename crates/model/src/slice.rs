@@ -4,6 +4,7 @@ use crate::caller::Caller;
 use crate::credential::Injection;
 use crate::destination::Destination;
 use crate::name::ResourceRef;
+use crate::time::UnixMillis;
 use crate::version::Version;
 
 /// One caller's whole slice of policy, as the control plane compiled it.
@@ -29,6 +30,30 @@ pub struct Slice {
     pub conditions: Vec<Condition>,
     /// Blocks that concern this caller.
     pub blocks: Vec<Block>,
+    /// Bypasses of this caller's workloads, those that have ended too: each ends by the clock.
+    pub bypasses: Vec<Bypass>,
+}
+
+impl Slice {
+    /// The bypass that is in force at this moment, the longest if there are several. A block of the workload or of
+    /// everything wins over it.
+    #[must_use]
+    pub fn bypass(&self, now: UnixMillis) -> Option<&Bypass> {
+        let blocks =
+            |block: &Block| matches!(block.target, BlockTarget::Workload(_) | BlockTarget::Everything);
+        if self.bypasses.is_empty() || self.blocks.iter().any(blocks) {
+            return None;
+        }
+        self.bypasses.iter().filter(|bypass| bypass.until > now).max_by_key(|bypass| bypass.until)
+    }
+
+    /// Whether a destination is blocked.
+    #[must_use]
+    pub fn is_destination_blocked(&self, name: &ResourceRef) -> bool {
+        let blocks =
+            |block: &Block| matches!(&block.target, BlockTarget::Destination(blocked) if blocked == name);
+        self.blocks.iter().any(blocks)
+    }
 }
 
 /// What happens to a call that no policy covers.
@@ -147,6 +172,23 @@ pub struct Block {
     pub reason: String,
 }
 
+/// For the day when something is wrong with us: all connections of a workload pass untouched, and nothing is injected,
+/// until a moment that was set when it began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bypass {
+    /// Its id, by which audit and status name it.
+    pub id: String,
+    /// Whose connections pass.
+    pub workload: ResourceRef,
+    /// When it ends, by itself.
+    pub until: UnixMillis,
+    /// Why, as the administrator said; never empty.
+    pub reason: String,
+}
+
+/// The longest bypass, in milliseconds: a day.
+pub const BYPASS_MAX_MILLIS: i64 = 24 * 3600 * 1000;
+
 /// What a block stops.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum BlockTarget {
@@ -158,4 +200,62 @@ pub enum BlockTarget {
     Provider(ResourceRef),
     /// Everything.
     Everything,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::caller::{Attestation, Caller};
+    use crate::name::{Namespace, SpiffeId};
+
+    fn slice(bypasses: &[(&str, i64)], blocks: &[BlockTarget]) -> Slice {
+        let bypass = |(id, until): &(&str, i64)| Bypass {
+            id: (*id).to_owned(),
+            workload: "payments/billing".parse().unwrap(),
+            until: UnixMillis(*until),
+            reason: "broken".to_owned(),
+        };
+        let block =
+            |target: &BlockTarget| Block { id: "b".into(), target: target.clone(), reason: String::new() };
+        Slice {
+            version: Version::default(),
+            caller: Caller {
+                id: SpiffeId::new("spiffe://demo/ns/payments/sa/billing").unwrap(),
+                namespace: Namespace::new("payments").unwrap(),
+                attributes: std::collections::BTreeMap::new(),
+                attestation: Attestation {
+                    provider: "p".into(),
+                    kind: "k".into(),
+                    issued_at: UnixMillis(0),
+                    expires_at: UnixMillis(0),
+                },
+            },
+            workloads: Vec::new(),
+            egress: Egress::Enforce,
+            destinations: Vec::new(),
+            providers: Vec::new(),
+            policies: Vec::new(),
+            conditions: Vec::new(),
+            blocks: blocks.iter().map(block).collect(),
+            bypasses: bypasses.iter().map(bypass).collect(),
+        }
+    }
+
+    #[test]
+    fn a_bypass_ends_by_the_clock_and_the_longest_counts() {
+        let slice = slice(&[("short", 10), ("long", 20)], &[]);
+        let id = |now| slice.bypass(UnixMillis(now)).map(|bypass| bypass.id.as_str());
+        assert_eq!((id(9), id(10), id(19), id(20)), (Some("long"), Some("long"), Some("long"), None));
+    }
+
+    #[test]
+    fn a_block_wins() {
+        let workload = BlockTarget::Workload("payments/billing".parse().unwrap());
+        for target in [workload, BlockTarget::Everything] {
+            assert_eq!(slice(&[("id", 10)], &[target]).bypass(UnixMillis(0)), None);
+        }
+        let destination = "payments/api".parse().unwrap();
+        let slice = slice(&[("id", 10)], &[BlockTarget::Destination("payments/api".parse().unwrap())]);
+        assert!(slice.bypass(UnixMillis(0)).is_some() && slice.is_destination_blocked(&destination));
+    }
 }

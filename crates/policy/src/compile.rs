@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use model::name::{Namespace, ResourceRef};
 use model::slice::{
-    Block, BlockTarget, CompiledPolicy, Condition, Effect, Egress, ProviderFace, Rule, Slice,
+    Block, BlockTarget, Bypass, CompiledPolicy, Condition, Effect, Egress, ProviderFace, Rule, Slice,
 };
 use model::{Caller, Code, Destination, Injection, Version};
 use resources::kind::{AccessPolicySpec, CredentialProviderSpec, DestinationSpec, Kind, RuleSpec, Spec};
@@ -204,6 +204,7 @@ fn destination(name: &ResourceRef, spec: &DestinationSpec) -> Destination {
         tls: spec.tls.as_deref().and_then(values::tls_mode).unwrap_or(TlsMode::Terminate),
         resolve: spec.resolve.as_deref().and_then(values::resolution).unwrap_or(Resolution::Name),
         insecure: spec.insecure,
+        redact: spec.redact,
         ca_bundle: spec.ca_bundle.clone().unwrap_or_default(),
         server_name: spec.server_name.as_deref().and_then(|name| name.parse().ok()),
         client_certificate: spec.client_certificate.as_deref().and_then(values::client_certificate),
@@ -243,6 +244,7 @@ impl Compiled {
         &self,
         caller: &Caller,
         blocks: &[Block],
+        bypasses: &[Bypass],
         egress: &EgressDefaults,
         version: Version,
         revision_of: &dyn Fn(&ResourceRef) -> u64,
@@ -281,6 +283,7 @@ impl Compiled {
             providers: self.faces_of(&providers, revision_of),
             conditions: self.conditions.iter().filter(|c| conditions.contains(&c.name)).cloned().collect(),
             blocks: blocks.iter().filter(concerns).cloned().collect(),
+            bypasses: bypasses.iter().filter(|b| workloads.contains(&b.workload)).cloned().collect(),
             workloads,
             destinations,
             policies,

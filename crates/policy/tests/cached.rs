@@ -104,8 +104,15 @@ fn snapshot(caller: &Caller) -> Snapshot {
         set.insert(document.clone());
     }
     let compiled = compile(&set).unwrap();
-    Snapshot::new(compiled.slice_for(caller, &[], &EgressDefaults::default(), Version::default(), &|_| 1))
-        .unwrap()
+    Snapshot::new(compiled.slice_for(
+        caller,
+        &[],
+        &[],
+        &EgressDefaults::default(),
+        Version::default(),
+        &|_| 1,
+    ))
+    .unwrap()
 }
 
 fn get(host: &str, path: &str) -> RequestFacts {

@@ -77,7 +77,8 @@ fn snapshot_for(text: &str, caller: &Caller, blocks: &[Block]) -> Snapshot {
         validate(&documents, &set).into_iter().filter(resources::Diagnostic::is_error).collect();
     assert_eq!(errors, []);
     let compiled = compile(&set).unwrap();
-    let slice = compiled.slice_for(caller, blocks, &EgressDefaults::default(), Version::default(), &|_| 1);
+    let slice =
+        compiled.slice_for(caller, blocks, &[], &EgressDefaults::default(), Version::default(), &|_| 1);
     Snapshot::new(slice).unwrap()
 }
 

@@ -9,6 +9,7 @@ pub mod connect;
 pub mod detect;
 pub mod edit;
 pub mod http;
+pub mod redact;
 pub mod standing;
 
 /// Bytes or fields that are not what they should be, or could be read in two ways. Says what is wrong, without

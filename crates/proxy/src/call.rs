@@ -25,6 +25,7 @@ use http_body::Body as _;
 use model::audit::{CallResult, Outcome, Refusal, What};
 use model::decision::NearMiss;
 use model::destination::HttpVersion;
+use model::request::Action;
 use model::slice::{Egress, ProviderFace};
 use model::{Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, Verdict};
 use policy::{Question, Snapshot};
@@ -34,19 +35,23 @@ use tracing::{Instrument as _, debug_span};
 
 use crate::answer;
 use crate::audit::{OpenCall, line};
+use crate::bypass;
 use crate::caller::CallerState;
 use crate::capture::accept::{Captured, OriginalDestination};
 use crate::credential::{Ask, Grant};
-use crate::exchange::{End, Guarded, Open};
+use crate::exchange::{End, Guarded, Open, why_stopped};
 use crate::forward;
+use crate::memory::Reserved;
 use crate::passage;
 use crate::policy::{Route, route_http, route_tls, route_unknown};
+use crate::protocol::activity::{Activity, Busy};
 use crate::protocol::body::BodyError;
 use crate::protocol::facts::{self, Channel};
 use crate::protocol::interim::Interim;
 use crate::protocol::rewind::Rewind;
 use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, head, http1, http2};
+use crate::redact::{self, Redaction};
 use crate::rewrite;
 use crate::splice::reset;
 use crate::standing;
@@ -72,6 +77,8 @@ pub struct Connection {
     pub channel: Channel,
     /// The version of HTTP that the application speaks.
     pub version: HttpVersion,
+    /// What goes on on it.
+    pub activity: Activity,
     /// What its requests have in common.
     ways: Ways,
 }
@@ -84,7 +91,8 @@ impl Connection {
         channel: Channel,
         version: HttpVersion,
     ) -> Self {
-        Self { worker, caller, channel, version, ways: Ways::default() }
+        let (activity, ways) = (Activity::default(), Ways::default());
+        Self { worker, caller, channel, version, activity, ways }
     }
 
     /// What is made once for all requests that are judged as this one was.
@@ -232,11 +240,18 @@ impl Begun {
                         let name = original.name().map(ToString::to_string);
                         self.carried(Route::Pass, name, "http").await;
                     }
+                    route @ Route::Bypass(_) => {
+                        let name = original.name().map(ToString::to_string);
+                        self.carried(route, name, "http").await;
+                    }
                     _ => self.requests_in_clear(&Opening::Http2).await,
                 }
             }
             // Half a ClientHello names nobody, but a policy may cover what it was going to name.
-            Opening::Unfinished if passage::may_be_covered(snapshot, self.captured.original.port()) => {
+            Opening::Unfinished
+                if passage::may_be_covered(snapshot, self.captured.original.port())
+                    && bypass::of_connection(snapshot, None, &self.captured.original, now()).is_none() =>
+            {
                 self.carried(Route::Refuse(Code::BadClientHello), None, "tls").await;
             }
             Opening::Unknown | Opening::Unfinished => {
@@ -322,6 +337,16 @@ impl Begun {
     }
 }
 
+impl Connection {
+    /// Ready when nothing new may come on it: the proxy drains, or the workload is bypassed.
+    pub async fn told_to_end(&self) {
+        tokio::select! {
+            () = self.worker.shared.drain.clone().started() => {}
+            () = bypass::begun(self.caller.clone()) => {}
+        }
+    }
+}
+
 async fn serve(
     connection: Rc<Connection>,
     io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
@@ -361,7 +386,7 @@ pub async fn exchange(
     let id = DecisionId(rand::random());
     let (parts, body) = request.into_parts();
     let asker = Asker { dialect: Dialect::of(&parts), head: parts.method == Method::HEAD };
-    let begun = Asked { id, started, interim };
+    let begun = Asked { id, started, interim, _busy: connection.activity.begin() };
     let response = match carry(connection, begun, parts, body).await {
         Ok(response) => response,
         Err(refused) => refuse(connection, id, asker, *refused),
@@ -425,6 +450,7 @@ pub struct Asked {
     started: Instant,
     /// Where interim answers go.
     pub interim: Interim,
+    _busy: Busy,
 }
 
 async fn carry(
@@ -434,13 +460,13 @@ async fn carry(
     body: Body,
 ) -> Result<Response<Body>, Box<Refused>> {
     let id = asked.id;
-    within_limits(connection, &parts, &body).map_err(|f| Refused::before_judgement(f, &parts))?;
+    let room = within_limits(connection, &parts, &body).map_err(|f| Refused::before_judgement(f, &parts))?;
     if connection.channel.original.is_none() {
         let uncovered =
             forward::admit(connection, &mut parts).map_err(|f| Refused::before_judgement(f, &parts))?;
         if let Some(uncovered) = uncovered {
             let refusing = parts.clone();
-            let passed = uncovered.pass(connection, &asked, parts, body).await;
+            let passed = uncovered.pass(connection, asked, room, parts, body).await;
             return passed.map_err(|f| Refused::before_judgement(f, &refusing));
         }
     }
@@ -449,7 +475,9 @@ async fn carry(
         facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
     let facts = Rc::new(facts);
     // 4 identity, 5 policy
+    unless_bypassed(connection, &facts)?;
     let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts))?;
+    searchable(&parts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     // 6 credential
     let grant = arm(connection, &facts, id, &mut judged).instrument(debug_span!("credential")).await?;
     let replay = Replay::of(&parts, &body);
@@ -457,17 +485,28 @@ async fn carry(
     let way = connection.way(&facts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     let standing =
         debug_span!("rewrite").in_scope(|| rewrite::apply(&way.edit, grant.as_deref(), &mut parts));
+    redact::ask(&judged.destination, &mut parts.headers);
     note_standing(connection, id, &judged, &standing);
     // 9 audit: the intent
     let open_call =
         debug_span!("audit").in_scope(|| intend(connection, id, &facts, &judged, &way, grant.as_deref()))?;
     // 8 upstream
-    let act = Act { connection: connection.clone(), asked, facts, judged, grant, open_call, way };
+    let connection = connection.clone();
+    let act = Act { connection, asked, facts, judged, grant, open_call, way, _room: room };
     act.send(parts, body, replay).instrument(debug_span!("upstream")).await
 }
 
+/// A tunnel's bytes can't be searched for a credential: frames may split it, or compress it.
+fn searchable(parts: &Parts, judged: &Judged) -> Result<(), Failure> {
+    if judged.destination.redact && parts.extensions.get::<WebSocket>().is_some() {
+        let detail = format!("{} says `redact`, and a WebSocket can't be searched", judged.destination.name);
+        return Err(Failure::new(Code::NotCarried, detail));
+    }
+    Ok(())
+}
+
 /// What one application may have open at a time, and how much it may send at once.
-fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<(), Failure> {
+fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<Reserved, Failure> {
     let worker = &connection.worker;
     let limits = &worker.shared.limits;
     if worker.is_over_limit() {
@@ -484,12 +523,36 @@ fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<
         let detail = format!("the request's header is longer than {} bytes", limits.head_bytes);
         return Err(Failure::new(Code::HeaderTooLarge, detail));
     }
+    // hyper counts for itself; h2 does not.
+    if parts.headers.len() > limits.headers {
+        let detail = format!("the request's header has more than {} fields", limits.headers);
+        return Err(Failure::new(Code::HeaderTooLarge, detail));
+    }
     // What is announced is known before anything is sent; a body of unknown length is cut at the limit.
     if body.size_hint().lower() > limits.body_bytes {
         let detail = format!("the request's body is longer than {} bytes", limits.body_bytes);
         return Err(Failure::new(Code::BodyTooLarge, detail));
     }
-    Ok(())
+    worker.room()
+}
+
+/// While the workload is bypassed nothing is injected, also not on what was opened before: such a connection is being
+/// ended, and a request that comes all the same is sent to another one.
+fn unless_bypassed(connection: &Connection, facts: &Rc<RequestFacts>) -> Result<(), Box<Refused>> {
+    let Some(snapshot) = connection.caller.as_ref().and_then(|caller| caller.snapshot()) else {
+        return Ok(());
+    };
+    if snapshot.slice().bypasses.is_empty() {
+        return Ok(());
+    }
+    let asked = OriginalDestination::named(facts.host.clone(), facts.port);
+    match bypass::of_connection(&snapshot, None, &asked, now()) {
+        None => Ok(()),
+        Some(bypass) => {
+            let detail = format!("the workload is bypassed until {}; open a new connection", bypass.until);
+            Err(Refused::of(Failure::new(Code::Misdirected, detail), facts))
+        }
+    }
 }
 
 /// Stage 5: under the snapshot of this moment.
@@ -568,6 +631,7 @@ async fn arm(
         if got.as_ref().is_err_and(|failure| failure.code == Code::PolicyMoved) {
             let _ = tokio::time::timeout(CATCH_UP, changed.changed()).await;
         }
+        unless_bypassed(connection, facts)?;
         *judged = judge(connection, facts)?;
         match got {
             Ok(grant) if judged.snapshot.version() == version && !state.is_revoked(&grant.id) => {
@@ -653,6 +717,7 @@ struct Act {
     grant: Option<Arc<Grant>>,
     open_call: Option<OpenCall>,
     way: Rc<Way>,
+    _room: Reserved,
 }
 
 impl Act {
@@ -663,16 +728,20 @@ impl Act {
         body: Body,
         replay: Option<Replay>,
     ) -> Result<Response<Body>, Box<Refused>> {
-        let open = Rc::new(match parts.extensions.get::<WebSocket>() {
-            // What a tunnel carries is not a body.
-            Some(_) => Open::default(),
-            None => Open::bounded(self.connection.worker.shared.limits.body_bytes),
-        });
+        let limits = self.connection.worker.shared.limits;
+        let is_tunnel = parts.extensions.get::<WebSocket>().is_some();
+        // What a tunnel carries is not a body.
+        let open = Rc::new(if is_tunnel { Open::default() } else { Open::bounded(limits.body_bytes) });
+        let may_be_silent = is_tunnel || self.facts.action == Action::Grpc;
+        open.be_patient(if may_be_silent { limits.stream } else { limits.body });
         let registration = self.connection.worker.register.enter(
             open.clone(),
             self.judged.decision.valid_until,
             self.judge_again(),
         );
+        if self.judged.destination.redact {
+            self.asked.interim.mute();
+        }
         let request = Request::from_parts(parts, Guarded::up(body, open.clone()));
         let mut response = self.dispatch(&open, request, replay.as_ref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED
@@ -681,6 +750,12 @@ impl Act {
         {
             response = second;
         }
+        let response = match Redaction::of(&self.judged.destination, self.grant.as_deref()) {
+            None => response,
+            Some(redaction) => redaction
+                .answer(response)
+                .map_err(|failure| self.failed(failure, &open, CallResult::Failed))?,
+        };
         Ok(self.finish(open, registration, response))
     }
 
@@ -709,7 +784,7 @@ impl Act {
             Ok(Ok(response)) => Ok(response),
             Ok(Err(failed)) => Err(self.failed(failed.failure, open, CallResult::Failed)),
             Err(code) => {
-                let failure = Failure::new(code, "the call was stopped: it is no longer allowed");
+                let failure = Failure::new(code, why_stopped(code));
                 Err(self.failed(failure, open, CallResult::Cut))
             }
         }
@@ -719,6 +794,7 @@ impl Act {
     fn rewritten(&self, replay: &Replay) -> Request<Body> {
         let mut parts = replay.0.clone();
         let _ = rewrite::apply(&self.way.edit, self.grant.as_deref(), &mut parts);
+        redact::ask(&self.judged.destination, &mut parts.headers);
         Request::from_parts(parts, Body::Empty)
     }
 
@@ -778,6 +854,9 @@ impl Act {
             self.connection.worker.shared.metrics.completed();
             return Response::from_parts(parts, Body::Empty);
         }
+        if is_event_stream(&parts.headers) {
+            open.be_patient(self.connection.worker.shared.limits.stream);
+        }
         let watched = open.clone();
         let on_end = Box::new(move |end: End<'_>| {
             let (result, code) = match end {
@@ -818,6 +897,12 @@ impl Act {
             });
         }
     }
+}
+
+/// Whether an answer is one that may be silent for long.
+fn is_event_stream(headers: &http::HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).map_or(&b""[..], |value| value.as_bytes());
+    value.len() >= 17 && value[..17].eq_ignore_ascii_case(b"text/event-stream")
 }
 
 /// Records a request that could not be read.

@@ -204,6 +204,24 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_PROXY_MAX_HEADER_KIB", value_name = "KIB", default_value_t = 64)]
     pub max_header_kib: usize,
 
+    /// Most fields of a request's head.
+    #[arg(long, env = "COUNTERSIGN_PROXY_MAX_HEADERS", value_name = "N", default_value_t = 100)]
+    pub max_headers: usize,
+
+    /// Streams of one HTTP/2 connection that the application may give up within ten seconds; more end the connection.
+    #[arg(long, env = "COUNTERSIGN_PROXY_MAX_RESETS", value_name = "N", default_value_t = 1000)]
+    pub max_resets: u32,
+
+    /// Most memory for connections and open calls, in MiB; above it nothing new is taken (CS3005).
+    #[arg(
+        long,
+        env = "COUNTERSIGN_PROXY_MAX_MEMORY_MIB",
+        value_name = "MIB",
+        default_value_t = 256,
+        value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(8..=1 << 20)
+    )]
+    pub max_memory_mib: usize,
+
     /// Seconds for connecting to an upstream, and for its handshake.
     #[arg(long, env = "COUNTERSIGN_PROXY_CONNECT_TIMEOUT", value_name = "SECONDS", default_value_t = 10)]
     pub connect_timeout: u64,
@@ -215,6 +233,18 @@ pub struct Settings {
     /// Seconds for the head of a request.
     #[arg(long, env = "COUNTERSIGN_PROXY_HEADER_TIMEOUT", value_name = "SECONDS", default_value_t = 30)]
     pub header_timeout: u64,
+
+    /// Seconds that a connection of the application may be without an open request.
+    #[arg(long, env = "COUNTERSIGN_PROXY_IDLE_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
+    pub idle_timeout: u64,
+
+    /// Seconds in which something of a body must move, of the request's or of the answer's; 0 for no bound.
+    #[arg(long, env = "COUNTERSIGN_PROXY_BODY_TIMEOUT", value_name = "SECONDS", default_value_t = 300)]
+    pub body_timeout: u64,
+
+    /// The same for event streams, gRPC and WebSockets, which may be silent for long; 0 for no bound.
+    #[arg(long, env = "COUNTERSIGN_PROXY_STREAM_TIMEOUT", value_name = "SECONDS", default_value_t = 3600)]
+    pub stream_timeout: u64,
 
     /// Seconds that open calls get when the proxy is told to stop.
     #[arg(long, env = "COUNTERSIGN_PROXY_DRAIN", value_name = "SECONDS", default_value_t = 30)]

@@ -58,6 +58,8 @@ pub struct Grant {
     pub header_name: HeaderName,
     /// The header's value. Marked sensitive.
     pub header: HeaderValue,
+    /// Where in it the credential itself begins.
+    token_at: usize,
     /// The version of policy under which it was granted.
     pub version: Version,
     end: Moment,
@@ -178,6 +180,14 @@ pub fn cache() -> (Cache, Orders) {
         orders,
     };
     (cache, Orders(receiver))
+}
+
+impl Grant {
+    /// The credential without what stands before it in the header.
+    #[must_use]
+    pub fn token(&self) -> Secret {
+        Secret::new(self.header.as_bytes().get(self.token_at..).unwrap_or_default())
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -450,7 +460,8 @@ fn usable(
     let lifetime = i64::try_from(lifetime.as_millis()).unwrap_or(i64::MAX);
     let end = asked.plus(lifetime - MARGIN_MS.min(lifetime / 2));
     let used = AtomicBool::new(true);
-    Ok(Grant { id, provider: key.provider.clone(), header_name, header, version, end, used })
+    let (provider, token_at) = (key.provider.clone(), key.prefix.len());
+    Ok(Grant { id, provider, header_name, header, token_at, version, end, used })
 }
 
 /// Two thirds of its life, give or take a tenth: proxies that began together do not renew together.

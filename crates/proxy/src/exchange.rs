@@ -14,6 +14,7 @@ use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use model::{Code, Failure, UnixMillis};
 
+use crate::memory::Budget;
 use crate::protocol::Body;
 use crate::protocol::body::{BodyError, WatchedBody};
 
@@ -28,7 +29,24 @@ pub struct Open {
     bytes_up: Cell<u64>,
     bytes_up_max: Option<u64>,
     bytes_down: Cell<u64>,
+    still: Still,
 }
+
+/// Whether something moves, looked at once a tick: reading a clock for each frame would cost more than all of this.
+#[derive(Default)]
+struct Still {
+    /// Directions that have a body which has not ended.
+    carrying: Cell<[bool; 2]>,
+    /// Whether the application owes the next bytes.
+    owed: Cell<bool>,
+    moved: Cell<bool>,
+    ticks: Cell<u32>,
+    /// Ticks in which something must move; 0 for no bound.
+    patience: Cell<u32>,
+}
+
+/// Above the memory cap, what stands still for this many ticks is cut.
+const PATIENCE_OVER: u32 = 2;
 
 /// Which of the two directions of an exchange.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,9 +104,47 @@ impl Open {
         .await
     }
 
+    /// How long a body may stand still from now on.
+    pub fn be_patient(&self, patience: Duration) {
+        let ticks = patience.as_millis().div_ceil(TICK.as_millis());
+        self.still.patience.set(u32::try_from(ticks).unwrap_or(0));
+    }
+
+    fn carry(&self, direction: Direction, carrying: bool) {
+        let mut both = self.still.carrying.get();
+        both[direction as usize] = carrying;
+        self.still.carrying.set(both);
+    }
+
+    /// One tick of the clock; `over` if the memory cap is reached.
+    fn tick(&self, over: bool) {
+        let still = &self.still;
+        if still.moved.replace(false) || still.carrying.get() == [false, false] {
+            still.ticks.set(0);
+            return;
+        }
+        let ticks = still.ticks.get() + 1;
+        still.ticks.set(ticks);
+        // What has moved just before the tick has not stood still for all of it.
+        if still.patience.get() > 0 && ticks > still.patience.get() {
+            self.cut(self.stalled_by());
+        } else if over && ticks > PATIENCE_OVER {
+            self.cut(Code::OverLimit);
+        }
+    }
+
+    fn stalled_by(&self) -> Code {
+        match self.still.carrying.get() {
+            [_, true] => Code::BodyStalled,
+            _ if self.still.owed.get() => Code::RequestTimeout,
+            _ => Code::UpstreamTimeout,
+        }
+    }
+
     fn count(&self, direction: Direction, bytes: usize) {
         let counter = if direction == Direction::Up { &self.bytes_up } else { &self.bytes_down };
         counter.set(counter.get() + bytes as u64);
+        self.still.moved.set(true);
         if direction == Direction::Up && self.bytes_up_max.is_some_and(|max| counter.get() > max) {
             self.cut(Code::BodyTooLarge);
         }
@@ -160,12 +216,14 @@ impl Register {
         }
     }
 
-    /// Looks at decisions whose time is over, for as long as the worker lives.
-    pub async fn watch_time(self: Rc<Self>) {
+    /// Looks at decisions whose time is over, and at bodies that stand still, for as long as the worker lives.
+    pub async fn watch_time(self: Rc<Self>, memory: Budget) {
         loop {
             tokio::time::sleep(TICK).await;
             if !self.is_empty() {
                 self.judge_due(UnixMillis::from_system(std::time::SystemTime::now()));
+                let over = memory.is_over();
+                self.entries.borrow().values().for_each(|entry| entry.open.tick(over));
             }
         }
     }
@@ -199,15 +257,18 @@ impl Guarded {
         if matches!(body, Body::Empty) {
             return body;
         }
+        open.carry(Direction::Up, true);
         Body::Watched(Box::new(Self { body, open, direction: Direction::Up, on_end: None }))
     }
 
     /// Guards the answer's body.
     pub fn down(body: Body, open: Rc<Open>, on_end: OnEnd) -> Body {
+        open.carry(Direction::Down, true);
         Body::Watched(Box::new(Self { body, open, direction: Direction::Down, on_end: Some(on_end) }))
     }
 
     fn end(&mut self, end: End<'_>) {
+        self.open.carry(self.direction, false);
         if let Some(on_end) = self.on_end.take() {
             on_end(end);
         }
@@ -238,6 +299,9 @@ impl WatchedBody for Guarded {
             Poll::Ready(None) => self.end(End::Complete),
             Poll::Pending => {}
         }
+        if self.direction == Direction::Up {
+            self.open.still.owed.set(polled.is_pending());
+        }
         polled
     }
 
@@ -247,5 +311,66 @@ impl WatchedBody for Guarded {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// Why an exchange was stopped before its answer, for people.
+#[must_use]
+pub fn why_stopped(code: Code) -> &'static str {
+    match code {
+        Code::BodyTooLarge => "the request's body is longer than the limit",
+        Code::RequestTimeout => "nothing has come of the request's body for as long as the body time-out",
+        Code::UpstreamTimeout => {
+            "the destination has taken nothing of the request's body for as long as the body time-out"
+        }
+        Code::OverLimit => "the memory cap is reached, and nothing moved in this call",
+        _ => "the call was stopped: it is no longer allowed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn after(open: &Open, ticks: u32, over: bool) -> Option<Code> {
+        (0..ticks).for_each(|_| open.tick(over));
+        open.cut_by()
+    }
+
+    fn patient(seconds: u64) -> Open {
+        let open = Open::default();
+        open.be_patient(Duration::from_secs(seconds));
+        open
+    }
+
+    #[test]
+    fn a_body_that_stands_still_is_cut_and_who_owes_it_is_told() {
+        let open = patient(1);
+        open.carry(Direction::Up, true);
+        open.still.owed.set(true);
+        assert_eq!(after(&open, 2, false), None);
+        open.count(Direction::Up, 1);
+        assert_eq!(after(&open, 3, false), None, "what moves goes on");
+        assert_eq!(after(&open, 1, false), Some(Code::RequestTimeout));
+        let open = patient(1);
+        open.carry(Direction::Up, true);
+        assert_eq!(after(&open, 3, false), Some(Code::UpstreamTimeout));
+        open.carry(Direction::Down, true);
+        assert_eq!(after(&open, 1, false), Some(Code::BodyStalled));
+    }
+
+    #[test]
+    fn an_answer_that_has_not_begun_has_a_bound_of_its_own() {
+        assert_eq!(after(&patient(1), 10, true), None);
+    }
+
+    #[test]
+    fn above_the_memory_cap_what_stands_still_goes_first() {
+        let open = patient(0);
+        open.carry(Direction::Down, true);
+        assert_eq!(after(&open, 100, false), None, "0 is no bound");
+        let open = patient(0);
+        open.carry(Direction::Down, true);
+        assert_eq!(after(&open, 3, true), Some(Code::OverLimit));
     }
 }

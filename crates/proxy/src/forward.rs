@@ -17,16 +17,19 @@ use model::{Caller, Code, Failure, HostName, UnixMillis};
 use policy::Snapshot;
 use protocols::http::Host;
 
+use crate::bypass;
 use crate::call::{Asked, Connection};
 use crate::caller::CallerState;
 use crate::capture::accept::OriginalDestination;
-use crate::exchange::{Guarded, Open};
+use crate::exchange::{Guarded, Open, why_stopped};
+use crate::memory::Reserved;
 use crate::policy::{Route, uncovered};
 use crate::protocol::facts::HTTP_PORT;
 use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, body::BodyError};
 use crate::standing;
 use crate::upstream::once;
+use crate::worker::now;
 
 /// A request that no policy covers, and where it goes.
 pub struct Uncovered {
@@ -34,6 +37,8 @@ pub struct Uncovered {
     port: u16,
     state: Arc<CallerState>,
     caller: Arc<Caller>,
+    /// The bypass under which it passes, if a policy covers it.
+    bypass: Option<String>,
 }
 
 /// Looks at a request on the explicit proxy's port: who may use it, and whether it passes. `None` if it is to be judged.
@@ -72,8 +77,23 @@ pub fn admit(connection: &Connection, parts: &mut Parts) -> Result<Option<Uncove
     let (host, port) = (authority.host, authority.port.unwrap_or(HTTP_PORT));
     let Some(state) = connection.caller.clone() else { return Ok(None) };
     let (Some(snapshot), Some(caller)) = (state.snapshot(), state.caller()) else { return Ok(None) };
-    let passes = !is_covered(&snapshot, &host, port) && uncovered(&snapshot) == Route::Pass;
-    Ok(passes.then_some(Uncovered { host, port, state, caller }))
+    let bypass = bypass_of(&snapshot, &host, port, now()).map(|bypass| bypass.id.clone());
+    let passes =
+        bypass.is_some() || !is_covered(&snapshot, &host, port) && uncovered(&snapshot) == Route::Pass;
+    Ok(passes.then_some(Uncovered { host, port, state, caller, bypass }))
+}
+
+fn bypass_of<'a>(
+    snapshot: &'a Snapshot,
+    host: &Host,
+    port: u16,
+    now: UnixMillis,
+) -> Option<&'a model::slice::Bypass> {
+    let asked = match host {
+        Host::Name(name) => OriginalDestination::named(name.clone(), port),
+        Host::Address(address) => OriginalDestination::asked(SocketAddr::new(*address, port)),
+    };
+    bypass::of_connection(snapshot, None, &asked, now)
 }
 
 fn is_covered(snapshot: &Snapshot, host: &Host, port: u16) -> bool {
@@ -91,7 +111,8 @@ impl Uncovered {
     pub async fn pass(
         self,
         connection: &Rc<Connection>,
-        asked: &Asked,
+        asked: Asked,
+        room: Reserved,
         mut parts: Parts,
         body: Body,
     ) -> Result<Response<Body>, Failure> {
@@ -110,15 +131,17 @@ impl Uncovered {
         // Policy may have changed meanwhile.
         let judge = self.judge();
         let valid_until = judge(crate::worker::now())?;
-        self.record(connection, asked, address, &parts);
+        self.record(connection, &asked, address, &parts);
         protocols::http::strip_hop_by_hop(&mut parts.headers);
         let open = Rc::new(Open::bounded(worker.shared.limits.body_bytes));
+        open.be_patient(worker.shared.limits.stream);
         let registration = worker.register.enter(open.clone(), valid_until, judge);
         let request = Request::from_parts(parts, Guarded::up(body, open.clone()));
         let sending = once::send(stream, request, &asked.interim, worker.shared.limits.answer);
-        let response = open.unless_cut(std::pin::pin!(sending)).await.unwrap_or_else(|code| {
-            Err(Failure::new(code, "the call was stopped: it is no longer allowed"))
-        })?;
+        let response = open
+            .unless_cut(std::pin::pin!(sending))
+            .await
+            .unwrap_or_else(|code| Err(Failure::new(code, why_stopped(code))))?;
         worker.shared.metrics.passed();
         let (mut parts, body) = response.into_parts();
         protocols::http::strip_hop_by_hop(&mut parts.headers);
@@ -132,7 +155,7 @@ impl Uncovered {
             {
                 tracing::debug!(stage = "upstream", ?error, "an answer broke off");
             }
-            drop(registration);
+            drop((registration, asked, room));
         });
         Ok(Response::from_parts(parts, Guarded::down(body, open, on_end)))
     }
@@ -151,8 +174,11 @@ impl Uncovered {
     /// Whether the request may (still) pass.
     fn judge(&self) -> crate::exchange::Judge {
         let (state, host, port) = (self.state.clone(), self.host.clone(), self.port);
-        Box::new(move |_| {
+        Box::new(move |now| {
             let snapshot = state.snapshot();
+            if let Some(bypass) = snapshot.as_deref().and_then(|s| bypass_of(s, &host, port, now)) {
+                return Ok(bypass.until);
+            }
             match snapshot.as_deref().map(|snapshot| (is_covered(snapshot, &host, port), uncovered(snapshot)))
             {
                 Some((_, Route::Refuse(code))) => Err(Failure::new(code, "the call may no longer pass")),
@@ -178,6 +204,7 @@ impl Uncovered {
             name,
             protocol: "http".to_owned(),
             destination: None,
+            bypass: self.bypass.clone(),
         };
         if worker.shared.audit.write(What::Passed(event)).is_err() {
             worker.shared.metrics.unrecorded();

@@ -11,6 +11,7 @@ pub struct Metrics {
     /// Connections of the application that are open.
     pub connections: IntGauge,
     connections_refused: IntCounter,
+    floods: IntCounter,
     calls: IntCounterVec,
     /// Of `calls`: looked up once, since every call counts there.
     completed: IntCounter,
@@ -39,6 +40,10 @@ impl Metrics {
             connections_refused: IntCounter::new(
                 "countersign_connections_refused_total",
                 "Connections closed because the proxy was at its limit.",
+            )?,
+            floods: IntCounter::new(
+                "countersign_http2_floods_total",
+                "HTTP/2 connections of the application that were ended because of what it did too often.",
             )?,
             failures: IntCounterVec::new(
                 Opts::new("countersign_failures_total", "Refusals and failures, by stage and code."),
@@ -73,6 +78,7 @@ impl Metrics {
         };
         registry.register(Box::new(metrics.connections.clone()))?;
         registry.register(Box::new(metrics.connections_refused.clone()))?;
+        registry.register(Box::new(metrics.floods.clone()))?;
         registry.register(Box::new(metrics.calls.clone()))?;
         registry.register(Box::new(metrics.failures.clone()))?;
         registry.register(Box::new(metrics.passed.clone()))?;
@@ -113,6 +119,11 @@ impl Metrics {
     /// A connection was closed because of the limit.
     pub fn connection_refused(&self) {
         self.connections_refused.inc();
+    }
+
+    /// A connection was ended because of what it did too often.
+    pub fn flood(&self) {
+        self.floods.inc();
     }
 
     /// A connection passed untouched.

@@ -14,6 +14,7 @@ use policy::{Question, Snapshot};
 use tokio::net::TcpStream;
 
 use crate::audit::line;
+use crate::bypass;
 use crate::caller::CallerState;
 use crate::capture::accept::{Captured, OriginalDestination};
 use crate::exchange::{Judge, Open};
@@ -51,7 +52,7 @@ pub fn server_may_speak(caller: &Arc<CallerState>, original: &OriginalDestinatio
     let route = crate::policy::route_unknown(&snapshot, original);
     let unnamed = Described::of_unknown(original);
     match route {
-        Route::Pass => true,
+        Route::Pass | Route::Bypass(_) => true,
         Route::Connection(_) => judge(caller.clone(), &route, &unnamed)(now()).is_ok(),
         Route::Requests | Route::Refuse(_) => false,
     }
@@ -136,9 +137,11 @@ async fn carried(
     let id = DecisionId(rand::random());
     let started = Instant::now();
     let judge = judge(caller.clone(), &route, &passing);
-    let judged =
-        judge(now()).and_then(|valid_until| Ok((valid_until, record(worker, caller, &route, &passing, id)?)));
-    let (valid_until, recorded) = match judged {
+    let judged = judge(now()).and_then(|valid_until| {
+        let room = worker.room()?;
+        Ok((valid_until, record(worker, caller, &route, &passing, id)?, room))
+    });
+    let (valid_until, recorded, _room) = match judged {
         Ok(judged) => judged,
         Err(failure) => {
             worker.shared.metrics.failed(&failure);
@@ -308,11 +311,25 @@ fn judge(caller: Arc<CallerState>, route: &Route, passing: &Described) -> Judge 
                 (*code, format!("{} is not carried", target(&passing.original, passing.name.as_deref())));
             Box::new(move |_| Err(Failure::new(failure.0, failure.1.clone())))
         }
-        _ => Box::new(move |_| match caller.snapshot().map(|snapshot| uncovered(&snapshot)) {
-            Some(Route::Refuse(code)) => Err(Failure::new(code, "the connection may no longer pass")),
-            // A snapshot that is gone changes nothing for what has passed.
-            _ => Ok(UnixMillis(i64::MAX)),
-        }),
+        _ => {
+            let name = passing.name.as_deref().and_then(|name| HostName::new(name).ok());
+            let original = passing.original.clone();
+            let was_bypassed = matches!(route, Route::Bypass(_));
+            Box::new(move |now| {
+                // A snapshot that is gone changes nothing for what has passed.
+                let Some(snapshot) = caller.snapshot() else { return Ok(UnixMillis(i64::MAX)) };
+                if let Some(bypass) = bypass::of_connection(&snapshot, name.as_ref(), &original, now) {
+                    return Ok(bypass.until);
+                }
+                match uncovered(&snapshot) {
+                    Route::Refuse(code) => Err(Failure::new(code, "the connection may no longer pass")),
+                    _ if was_bypassed && bypass::is_covered(&snapshot, name.as_ref(), &original) => {
+                        Err(Failure::new(Code::BypassEnded, "the connection passed under a bypass"))
+                    }
+                    _ => Ok(UnixMillis(i64::MAX)),
+                }
+            })
+        }
     }
 }
 
@@ -351,6 +368,10 @@ fn record(
             name: passing.name.clone(),
             protocol: passing.protocol.to_owned(),
             destination: None,
+            bypass: match route {
+                Route::Bypass(id) => Some(id.to_string()),
+                _ => None,
+            },
         };
         if worker.shared.audit.write(What::Passed(event)).is_err() {
             worker.shared.metrics.unrecorded();

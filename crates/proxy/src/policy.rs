@@ -10,7 +10,9 @@ use model::slice::{Block, BlockTarget, Egress};
 use model::{Code, Destination, HostName};
 use policy::Snapshot;
 
+use crate::bypass;
 use crate::capture::accept::OriginalDestination;
+use crate::worker::now;
 
 /// What is done with a connection, once its first bytes are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +23,8 @@ pub enum Route {
     Connection(Arc<Destination>),
     /// No policy covers it: carried untouched to where the application dialled.
     Pass,
+    /// The workload is bypassed: carried untouched to where the application dialled. With the bypass's id.
+    Bypass(Arc<str>),
     /// Not carried. HTTP, and TLS that can be opened, get an answer with this code; the rest is closed.
     Refuse(Code),
 }
@@ -34,6 +38,9 @@ pub fn route_tls(
     original: &OriginalDestination,
     speaks_http: bool,
 ) -> Route {
+    if let Some(bypassed) = bypassed(snapshot, name, original) {
+        return bypassed;
+    }
     let covering = match name {
         Some(name) => snapshot.cover(name, original.port()),
         None => by_address(snapshot, original),
@@ -50,6 +57,9 @@ pub fn route_tls(
 /// Where a connection goes that is neither TLS nor HTTP, or whose application waits for the server to speak. Only the
 /// explicit proxy was told its name.
 pub fn route_unknown(snapshot: &Snapshot, original: &OriginalDestination) -> Route {
+    if let Some(bypassed) = bypassed(snapshot, original.name(), original) {
+        return bypassed;
+    }
     let covering = original
         .name()
         .and_then(|name| snapshot.cover(name, original.port()))
@@ -63,6 +73,9 @@ pub fn route_unknown(snapshot: &Snapshot, original: &OriginalDestination) -> Rou
 
 /// Where a plain HTTP connection goes, by the host of its first request.
 pub fn route_http(snapshot: &Snapshot, host: Option<&HostName>, original: &OriginalDestination) -> Route {
+    if let Some(bypassed) = bypassed(snapshot, host, original) {
+        return bypassed;
+    }
     let covering = host
         .and_then(|host| snapshot.cover(host, original.port()))
         .or_else(|| by_address(snapshot, original));
@@ -76,6 +89,11 @@ pub fn route_http(snapshot: &Snapshot, host: Option<&HostName>, original: &Origi
 
 fn by_address<'a>(snapshot: &'a Snapshot, original: &OriginalDestination) -> Option<&'a Arc<Destination>> {
     original.address().and_then(|address| snapshot.cover_address(address.ip(), address.port()))
+}
+
+fn bypassed(snapshot: &Snapshot, name: Option<&HostName>, original: &OriginalDestination) -> Option<Route> {
+    let bypass = bypass::of_connection(snapshot, name, original, now())?;
+    Some(Route::Bypass(bypass.id.as_str().into()))
 }
 
 fn is_connection_only(destination: &Destination) -> bool {

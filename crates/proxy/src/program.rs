@@ -13,21 +13,23 @@ use service::telemetry;
 use crate::audit::Audit;
 use crate::authority::Authority;
 use crate::bundle::Bundle;
+use crate::bypass;
 use crate::caller::{CallerState, Callers};
 use crate::capture::sentinel::{self, Watchman};
 use crate::capture::{accept, explicit};
 use crate::config::{OnFull, Redirected, Settings};
 use crate::credential;
+use crate::limits::Limits;
+use crate::memory::Budget;
 use crate::metrics::Metrics;
 use crate::session::{self, Session};
 use crate::socket::SocketOptions;
 use crate::state::StateDir;
 use crate::tls::leaves::{LEAVES_MAX, Leaves};
 use crate::trust_port::TrustPort;
-use crate::upstream::connect::Patience;
 use crate::upstream::corporate::Corporate;
 use crate::upstream::roots::Roots;
-use crate::worker::{Door, Limits, Shared, Worker, now};
+use crate::worker::{Door, Shared, Worker, now};
 
 /// Carries the workload's calls until SIGTERM or SIGINT.
 ///
@@ -70,6 +72,9 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         &registry,
     )?;
     let (drain, watch) = service::drain::new();
+    let limits = Limits::of(settings);
+    let memory = Budget::new(limits.memory, &registry)?;
+    tokio::spawn(memory.clone().watch());
     let shared = Arc::new(Shared {
         callers: Callers::sidecar(caller.clone()),
         audit: audit.clone(),
@@ -77,7 +82,8 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         ticketer: rustls::crypto::aws_lc_rs::Ticketer::new()?,
         roots: Roots::new(service::roots::store(&operator_roots)?),
         socket: SocketOptions { mark: settings.mark },
-        limits: limits(settings),
+        limits,
+        memory,
         own_ports: own_ports(settings),
         corporate: corporate(settings)?.map(Arc::new),
         explicit: explicit::Access::new(settings.explicit_token_file.as_deref())?,
@@ -98,6 +104,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     if let Some(port) = TrustPort::listen(settings.trust_port).await? {
         port.serve(shared.terminator()?);
     }
+    let showing_bypass = bypass::show(caller.clone(), readiness.clone(), &registry)?;
     let health = tokio::spawn(health::serve(settings.health, readiness.clone(), registry));
     let workers = start_workers(settings, &shared)?;
     drop(workers_missing);
@@ -108,6 +115,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     tokio::spawn(orders.serve(cache, session.clone()));
     tokio::spawn(session.run());
     tokio::spawn(log.serve_signals());
+    tokio::spawn(showing_bypass);
     tokio::spawn(async move {
         let mut changed = caller.changed();
         while caller.snapshot().is_none() {
@@ -151,20 +159,6 @@ fn write_bundle(
     let bundle = Bundle::new(authority.certificate(), &others);
     bundle.write_pem(&settings.bundle)?;
     bundle.write_pkcs12(&settings.bundle_for_java(), &settings.bundle_p12_password)
-}
-
-fn limits(settings: &Settings) -> Limits {
-    let connect = Duration::from_secs(settings.connect_timeout);
-    Limits {
-        patience: Patience { connect, handshake: connect },
-        answer: Duration::from_secs(settings.answer_timeout),
-        head: settings.head_patience(),
-        connections: settings.max_connections,
-        requests: settings.max_requests,
-        body_bytes: if settings.max_body_mib == 0 { u64::MAX } else { settings.max_body_mib << 20 },
-        head_bytes: settings.max_header_kib << 10,
-        streams: settings.max_streams,
-    }
 }
 
 /// One thread for each worker, each with listeners of its own on both families.

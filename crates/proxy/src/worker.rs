@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use model::{Failure, UnixMillis};
+use model::{Code, Failure, UnixMillis};
 use rustls::server::ProducesTickets;
 use tokio::net::TcpListener;
 
@@ -19,11 +19,12 @@ use crate::capture::accept::{self, Captured};
 use crate::capture::explicit;
 use crate::capture::sentinel::{self, Sentinel};
 use crate::exchange::Register;
+use crate::limits::Limits;
+use crate::memory::{self, Budget, Reserved};
 use crate::metrics::Metrics;
 use crate::socket::SocketOptions;
 use crate::tls::leaves::Leaves;
 use crate::tls::terminate::Terminator;
-use crate::upstream::connect::Patience;
 use crate::upstream::corporate::Corporate;
 use crate::upstream::dial::Dialler;
 use crate::upstream::pool::Pool;
@@ -45,6 +46,8 @@ pub struct Shared {
     pub socket: SocketOptions,
     /// Bounds.
     pub limits: Limits,
+    /// What they come to in memory.
+    pub memory: Budget,
     /// Ports of the proxy itself: never dialled on loopback.
     pub own_ports: Arc<[u16]>,
     /// Counters.
@@ -68,27 +71,6 @@ impl Shared {
         let (leaves, ticketer) = (self.leaves.clone(), self.ticketer.clone());
         Terminator::new(leaves, ticketer, self.metrics.clone(), self.limits.head)
     }
-}
-
-/// Bounds on what one peer can make us hold or wait for.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// For connecting to an upstream.
-    pub patience: Patience,
-    /// For the head of an answer.
-    pub answer: Duration,
-    /// For the first bytes of a connection, and for a request's head.
-    pub head: Duration,
-    /// Connections at a time, on each worker.
-    pub connections: usize,
-    /// Requests at a time, on each worker.
-    pub requests: usize,
-    /// Bytes of a request's body.
-    pub body_bytes: u64,
-    /// Bytes of a request's head.
-    pub head_bytes: usize,
-    /// Streams at a time on one HTTP/2 connection of the application.
-    pub streams: u32,
 }
 
 /// By which way a connection comes.
@@ -120,6 +102,8 @@ pub struct Worker {
     pub register: Rc<Register>,
     connections: Cell<usize>,
     heard: Cell<usize>,
+    /// Of them, those for which there was no memory.
+    unreserved: Cell<usize>,
     watched: RefCell<HashSet<usize>>,
 }
 
@@ -141,6 +125,7 @@ impl Worker {
             register: Rc::default(),
             connections: Cell::new(0),
             heard: Cell::new(0),
+            unreserved: Cell::new(0),
             watched: RefCell::default(),
             shared,
         }))
@@ -149,7 +134,7 @@ impl Worker {
     /// Serves until the drain is over. Runs on a `current_thread` runtime of its own, a local one, whose tasks need not
     /// be `Send`.
     pub async fn run(self: Rc<Self>, listeners: Vec<(Door, TcpListener)>) {
-        tokio::task::spawn_local(self.register.clone().watch_time());
+        tokio::task::spawn_local(self.register.clone().watch_time(self.shared.memory.clone()));
         tokio::task::spawn_local(self.clone().sweep());
         for (door, listener) in listeners {
             tokio::task::spawn_local(self.clone().accept(door, listener));
@@ -186,14 +171,12 @@ impl Worker {
     }
 
     fn begin<F: Future<Output = ()> + 'static>(self: &Rc<Self>, serve: impl FnOnce(Rc<Self>) -> F + 'static) {
-        // Up to a few more are told why; past that there is no room to say so.
-        let is_full = self.connections.get() >= self.shared.limits.connections + TOLD_MAX;
-        if is_full || self.shared.sentinel.loops() {
+        let place = if self.shared.sentinel.loops() { None } else { Held::new(self.clone()) };
+        let Some(held) = place else {
             self.shared.metrics.connection_refused();
             return;
-        }
-        let held = Held::new(self.clone());
-        tokio::task::spawn_local(async move { serve(held.0.clone()).await });
+        };
+        tokio::task::spawn_local(async move { serve(held.worker.clone()).await });
     }
 
     /// Not counted among the connections: it is the proxy's own, or over in a second.
@@ -212,6 +195,18 @@ impl Worker {
     /// Whether there are more connections than the limit: then requests are answered with 503.
     pub fn is_over_limit(&self) -> bool {
         self.connections.get() > self.shared.limits.connections
+    }
+
+    /// Reserves memory for a request, or a connection that is carried.
+    ///
+    /// # Errors
+    /// [`Code::OverLimit`] if there is none.
+    pub fn room(&self) -> Result<Reserved, Failure> {
+        self.shared.memory.reserve(memory::REQUEST).ok_or_else(|| {
+            let detail =
+                format!("what is open needs the {} MiB of the memory cap", self.shared.memory.cap_mib());
+            Failure::new(Code::OverLimit, detail)
+        })
     }
 
     /// Judges this worker's exchanges again whenever something changes for a caller. Begun with its first connection.
@@ -237,20 +232,34 @@ impl Worker {
 }
 
 /// A connection's place among those that the worker holds.
-struct Held(Rc<Worker>);
+struct Held {
+    worker: Rc<Worker>,
+    memory: Option<Reserved>,
+}
 
 impl Held {
-    fn new(worker: Rc<Worker>) -> Self {
+    /// Up to a few more than there is room for get a place, so that they can be told why; past that there is no room
+    /// to say so.
+    fn new(worker: Rc<Worker>) -> Option<Self> {
+        let memory = worker.shared.memory.reserve(memory::CONNECTION);
+        let untold = worker.unreserved.get();
+        let over = worker.connections.get() >= worker.shared.limits.connections + TOLD_MAX;
+        if over || (memory.is_none() && untold >= TOLD_MAX) {
+            return None;
+        }
+        worker.unreserved.set(untold + usize::from(memory.is_none()));
         worker.connections.set(worker.connections.get() + 1);
         worker.shared.metrics.connections.inc();
-        Self(worker)
+        Some(Self { worker, memory })
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.0.connections.set(self.0.connections.get() - 1);
-        self.0.shared.metrics.connections.dec();
+        let worker = &self.worker;
+        worker.connections.set(worker.connections.get() - 1);
+        worker.unreserved.set(worker.unreserved.get() - usize::from(self.memory.is_none()));
+        worker.shared.metrics.connections.dec();
     }
 }
 

@@ -134,6 +134,10 @@ pub struct DestinationSpec {
     /// nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<String>,
+    /// Whether the credential of a call is taken out of the answer, where the service sends it back: of header,
+    /// trailers and body. The service is asked for an answer that is not compressed; one that is all the same is refused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub redact: bool,
     /// How sensitive its data is; free.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sensitivity: Option<String>,

@@ -198,6 +198,14 @@ impl Check<'_> {
                  look-up is all that proves the server",
             );
         }
+        if spec.redact
+            && (spec.tls.as_deref() == Some("passthrough") || spec.protocol.as_deref() == Some("tcp"))
+        {
+            self.invalid(
+                "/spec/redact",
+                "what is not opened can't be searched: `redact` needs HTTP, and TLS that is opened",
+            );
+        }
         if spec.insecure && !spec.hosts.is_empty() && spec.addresses.is_empty() && spec.tls.is_some() {
             self.invalid("/spec/tls", "a destination that says `insecure` has no TLS to speak of");
         }

@@ -17,7 +17,7 @@ use tokio::net::TcpListener;
 
 /// What keeps the program from being ready, by name, and how often. Ready when nothing is left.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, usize>>>);
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, usize>>>, Arc<Mutex<String>>);
 
 /// One reason not to be ready; let go by dropping it.
 #[derive(Debug)]
@@ -32,6 +32,15 @@ impl Readiness {
     pub fn block(&self, name: &'static str) -> Blocker {
         *self.held().entry(name).or_default() += 1;
         Blocker { readiness: self.clone(), name }
+    }
+
+    /// Says something beside being ready or not, from now on; nothing if empty.
+    pub fn note(&self, text: &str) {
+        text.clone_into(&mut self.1.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn noted(&self) -> String {
+        self.1.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What is still missing.
@@ -96,7 +105,8 @@ fn answer(method: &Method, path: &str, readiness: &Readiness, registry: &Registr
     match path {
         "/livez" => text(StatusCode::OK, "ok\n".to_owned()),
         "/readyz" => match readiness.pending().as_slice() {
-            [] => text(StatusCode::OK, "ok\n".to_owned()),
+            [] if readiness.noted().is_empty() => text(StatusCode::OK, "ok\n".to_owned()),
+            [] => text(StatusCode::OK, format!("ok; {}\n", readiness.noted())),
             pending => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", pending.join(", "))),
         },
         "/metrics" => {

@@ -11,7 +11,8 @@ use model::name::{HostName, HostPattern, Namespace, ResourceRef, SpiffeId};
 use model::redirect::{Redirect, RedirectState};
 use model::request::{Action, RequestFacts};
 use model::slice::{
-    Block, BlockTarget, CompiledPolicy, Condition, ConditionKind, Effect, Egress, ProviderFace, Rule, Slice,
+    Block, BlockTarget, Bypass, CompiledPolicy, Condition, ConditionKind, Effect, Egress, ProviderFace, Rule,
+    Slice,
 };
 use model::{Attestation, Caller, Destination, Injection, UnixMillis, Version};
 use prost::Message as _;
@@ -128,6 +129,7 @@ impl From<&Slice> for v1::Slice {
             policies: slice.policies.iter().map(Into::into).collect(),
             conditions: slice.conditions.iter().map(Into::into).collect(),
             blocks: slice.blocks.iter().map(Into::into).collect(),
+            bypasses: slice.bypasses.iter().map(Into::into).collect(),
         }
     }
 }
@@ -150,6 +152,7 @@ impl TryFrom<&v1::Slice> for Slice {
             policies: slice.policies.iter().map(TryInto::try_into).collect::<Result<_>>()?,
             conditions: slice.conditions.iter().map(TryInto::try_into).collect::<Result<_>>()?,
             blocks: slice.blocks.iter().map(TryInto::try_into).collect::<Result<_>>()?,
+            bypasses: slice.bypasses.iter().map(TryInto::try_into).collect::<Result<_>>()?,
         })
     }
 }
@@ -186,6 +189,7 @@ impl From<&Destination> for v1::Destination {
                 .client_certificate
                 .map(|certificate| certificate.as_str().to_owned())
                 .unwrap_or_default(),
+            redact: destination.redact,
         }
     }
 }
@@ -231,6 +235,7 @@ impl TryFrom<&v1::Destination> for Destination {
                 "svid" => Some(ClientCertificate::Svid),
                 _ => return Err(Invalid("destination.client_certificate")),
             },
+            redact: destination.redact,
         })
     }
 }
@@ -395,6 +400,30 @@ impl TryFrom<&v1::Block> for Block {
     }
 }
 
+impl From<&Bypass> for v1::Bypass {
+    fn from(bypass: &Bypass) -> Self {
+        Self {
+            id: bypass.id.clone(),
+            workload: bypass.workload.to_string(),
+            until_ms: bypass.until.0,
+            reason: bypass.reason.clone(),
+        }
+    }
+}
+
+impl TryFrom<&v1::Bypass> for Bypass {
+    type Error = Invalid;
+
+    fn try_from(bypass: &v1::Bypass) -> Result<Self> {
+        Ok(Self {
+            id: bypass.id.clone(),
+            workload: parse(&bypass.workload, "bypass.workload")?,
+            until: UnixMillis(bypass.until_ms),
+            reason: bypass.reason.clone(),
+        })
+    }
+}
+
 impl From<&RequestFacts> for v1::Request {
     fn from(facts: &RequestFacts) -> Self {
         Self {
@@ -489,6 +518,7 @@ mod tests {
                 sensitivity: "high".into(),
                 server_name: Some("inside.example.com".parse().unwrap()),
                 client_certificate: Some(ClientCertificate::Svid),
+                redact: true,
             }],
             providers: vec![ProviderFace {
                 name: reference("payments/token"),
@@ -529,6 +559,12 @@ mod tests {
                 id: "b1".into(),
                 target: BlockTarget::Workload(reference("payments/billing")),
                 reason: "test".into(),
+            }],
+            bypasses: vec![Bypass {
+                id: "y1".into(),
+                workload: reference("payments/billing"),
+                until: UnixMillis(1000),
+                reason: "the proxy is broken".into(),
             }],
         }
     }

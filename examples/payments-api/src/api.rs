@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode, header};
 use http_body_util::channel::Channel;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
@@ -60,6 +60,7 @@ impl Api {
             Some("drip") => drip(&query),
             Some("large") => large(query.number("bytes", 1 << 20).min(LARGE_MAX)),
             Some("trailers") => trailers(parts, token),
+            Some("mirror") => mirror(parts, &query),
             Some("slow") => {
                 tokio::time::sleep(query.millis("ms", 1_000)).await;
                 told(parts, body, token).await
@@ -142,7 +143,11 @@ fn drip(query: &Query) -> Response<Body> {
             tokio::time::sleep(pause).await;
         }
     });
-    Response::new(body.boxed())
+    let mut response = Response::new(body.boxed());
+    if let Some(kind) = query.0.get("type").and_then(|kind| HeaderValue::try_from(kind).ok()) {
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    }
+    response
 }
 
 fn large(mut left: u64) -> Response<Body> {
@@ -176,6 +181,44 @@ fn trailers(parts: &Parts, token: &Token) -> Response<Body> {
     let mut response = Response::new(body.boxed());
     // HTTP/1.1 sends only trailers that are announced.
     response.headers_mut().insert(header::TRAILER, HeaderValue::from_static("x-checksum"));
+    response
+}
+
+/// Sends the caller's credential back, as careless services do: in a header, a trailer, or the body, whole or `split`
+/// into pieces of this many bytes.
+fn mirror(parts: &Parts, query: &Query) -> Response<Body> {
+    let sent = parts.headers.get(header::AUTHORIZATION).cloned();
+    let Some(sent) = sent else { return plain(StatusCode::OK, json!({})) };
+    let how = query.text("how");
+    let text = format!("data: you sent {}\n\n", String::from_utf8_lossy(sent.as_bytes()));
+    let text = Bytes::from(text.repeat(if how == "sse" { 3 } else { 1 }));
+    if how == "length" {
+        return Response::new(Full::new(text).map_err(|never| match never {}).boxed());
+    }
+    let split = query.number("split", 7).max(1) as usize;
+    let trailers = (how == "trailers")
+        .then(|| HeaderMap::from_iter([(HeaderName::from_static("x-echo"), sent.clone())]));
+    let (mut sender, body) = Channel::<Bytes, hyper::Error>::new(1);
+    tokio::spawn(async move {
+        for piece in text.chunks(split) {
+            if sender.send_data(Bytes::copy_from_slice(piece)).await.is_err() {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        if let Some(trailers) = trailers {
+            let _ = sender.send_trailers(trailers).await;
+        }
+    });
+    let mut response = Response::new(body.boxed());
+    let headers = response.headers_mut();
+    match how.as_str() {
+        "header" => drop(headers.insert("x-echo", sent)),
+        "sse" => drop(headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream"))),
+        "trailers" => drop(headers.insert(header::TRAILER, HeaderValue::from_static("x-echo"))),
+        "encoded" => drop(headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"))),
+        _ => {}
+    }
     response
 }
 

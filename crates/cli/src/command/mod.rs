@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod audit;
+pub mod bypass;
 pub mod delete;
 pub mod doctor;
 pub mod explain;

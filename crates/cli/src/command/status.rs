@@ -30,10 +30,19 @@ pub async fn status(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
                 })
             })
             .collect();
-        output.json("Status", serde_json::json!({ "version": version(answer.version), "proxies": proxies }));
+        let bypasses: Vec<_> = answer.bypasses.iter().map(bypass_json).collect();
+        output.json(
+            "Status",
+            serde_json::json!({
+                "version": version(answer.version), "proxies": proxies, "bypasses": bypasses,
+            }),
+        );
     } else {
         let policy = version(answer.version);
         output.answer(&format!("CONTROL PLANE  v{} · policy {policy}\n\n", answer.control_plane_version));
+        for bypass in &answer.bypasses {
+            output.answer(&bypass_line(bypass));
+        }
         let rows: Vec<Vec<String>> = answer
             .proxies
             .iter()
@@ -57,6 +66,22 @@ pub async fn status(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
         output.answer(&remarks(&answer.proxies));
     }
     Ok(if good { Exit::Done } else { Exit::No })
+}
+
+/// What stands above everything else for as long as it lasts.
+fn bypass_line(bypass: &v1::Bypass) -> String {
+    let until = UnixMillis(bypass.until_ms);
+    format!(
+        "BYPASSED       workload/{} until {until}: {} ({})\n\n",
+        bypass.workload, bypass.reason, bypass.id
+    )
+}
+
+fn bypass_json(bypass: &v1::Bypass) -> serde_json::Value {
+    serde_json::json!({
+        "id": bypass.id, "workload": bypass.workload, "until": UnixMillis(bypass.until_ms).to_string(),
+        "reason": bypass.reason,
+    })
 }
 
 fn state(proxy: &v1::ProxyStatus) -> &'static str {

@@ -10,7 +10,7 @@ mod suite;
 
 use async_trait::async_trait;
 use model::audit::{Hash, Record, What};
-use model::slice::{Block, BlockTarget};
+use model::slice::{Block, BlockTarget, Bypass};
 use model::{Caller, GrantId, InstanceId, ResourceRef, SpiffeId, UnixMillis, Version};
 use resources::kind::Kind;
 
@@ -65,6 +65,17 @@ pub struct StoredBlock {
     pub author: String,
 }
 
+/// A bypass as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredBypass {
+    /// Id, workload, end, reason.
+    pub bypass: Bypass,
+    /// Since when.
+    pub since: UnixMillis,
+    /// Who set it.
+    pub author: String,
+}
+
 /// All that policy is compiled from, read in one transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
@@ -74,6 +85,8 @@ pub struct State {
     pub documents: Vec<StoredDocument>,
     /// All blocks that stand.
     pub blocks: Vec<StoredBlock>,
+    /// All bypasses, those that have ended too until another is set.
+    pub bypasses: Vec<StoredBypass>,
 }
 
 /// A proxy's proof, to be bound to its instance.
@@ -228,6 +241,22 @@ pub trait Store: Send + Sync + 'static {
         author: &str,
         now: UnixMillis,
     ) -> Result<Option<(StoredBlock, Version)>, StoreError>;
+
+    /// Sets a bypass in place of an earlier one of its workload, and forgets those that have ended.
+    async fn bypass(
+        &self,
+        bypass: &Bypass,
+        author: &str,
+        now: UnixMillis,
+    ) -> Result<(StoredBypass, Version), StoreError>;
+
+    /// Ends the bypass of a workload; `None` if none is in force.
+    async fn lift_bypass(
+        &self,
+        workload: &ResourceRef,
+        author: &str,
+        now: UnixMillis,
+    ) -> Result<Option<(StoredBypass, Version)>, StoreError>;
 
     /// Binds a key to an instance, or refuses it as replay.
     async fn bind(&self, binding: &Binding, now: UnixMillis) -> Result<Bound, StoreError>;

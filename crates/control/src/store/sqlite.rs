@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use model::audit::{Administration, Event, Hash, Record, What};
 use model::name::Namespace;
-use model::slice::{Block, BlockTarget};
+use model::slice::{Block, BlockTarget, Bypass};
 use model::{Attestation, Caller, GrantId, InstanceId, ResourceRef, SpiffeId, UnixMillis, Version};
 use resources::kind::Kind;
 use sqlx::sqlite::{
@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use super::seal::{Sealed, SealingKey};
 use super::{
-    Binding, Bound, Checkpoint, DocumentChange, Head, State, Store, StoreError, StoredBlock, StoredDocument,
-    StoredGrant, StoredKey,
+    Binding, Bound, Checkpoint, DocumentChange, Head, State, Store, StoreError, StoredBlock, StoredBypass,
+    StoredDocument, StoredGrant, StoredKey,
 };
 
 /// A store in one file.
@@ -216,6 +216,19 @@ fn block_of(row: &SqliteRow) -> Result<StoredBlock> {
     })
 }
 
+fn bypass_of(row: &SqliteRow) -> Result<StoredBypass> {
+    Ok(StoredBypass {
+        bypass: Bypass {
+            id: row.try_get("id")?,
+            workload: parsed(row.try_get("workload")?, "a bypass's workload")?,
+            until: time(row, "until")?,
+            reason: row.try_get("reason")?,
+        },
+        since: time(row, "since")?,
+        author: row.try_get("author")?,
+    })
+}
+
 fn binding_of(row: &SqliteRow) -> Result<Binding> {
     let attributes: &str = row.try_get("attributes")?;
     let caller: &str = row.try_get("caller")?;
@@ -322,10 +335,12 @@ impl Store for SqliteStore {
         let documents =
             sqlx::query("SELECT * FROM documents ORDER BY kind, name").fetch_all(&mut *tx).await?;
         let blocks = sqlx::query("SELECT * FROM blocks ORDER BY since, id").fetch_all(&mut *tx).await?;
+        let bypasses = sqlx::query("SELECT * FROM bypasses ORDER BY workload").fetch_all(&mut *tx).await?;
         Ok(State {
             version,
             documents: documents.iter().map(document_of).collect::<Result<_>>()?,
             blocks: blocks.iter().map(block_of).collect::<Result<_>>()?,
+            bypasses: bypasses.iter().map(bypass_of).collect::<Result<_>>()?,
         })
     }
 
@@ -448,6 +463,65 @@ impl Store for SqliteStore {
         self.append_own(&mut tx, &[event], now).await?;
         self.commit_version(tx, version).await?;
         Ok(Some((block, version)))
+    }
+
+    async fn bypass(
+        &self,
+        bypass: &Bypass,
+        author: &str,
+        now: UnixMillis,
+    ) -> Result<(StoredBypass, Version)> {
+        let _writing = self.writing.lock().await;
+        let mut tx = self.begin().await?;
+        let name = bypass.workload.to_string();
+        sqlx::query("DELETE FROM bypasses WHERE workload = ? OR until <= ?")
+            .bind(&name)
+            .bind(now.0)
+            .execute(&mut *tx)
+            .await?;
+        sqlx::query(
+            "INSERT INTO bypasses (workload, id, until, reason, since, author) VALUES (?, ?, ?, ?, ?, ?)",
+        )
+        .bind(&name)
+        .bind(&bypass.id)
+        .bind(bypass.until.0)
+        .bind(&bypass.reason)
+        .bind(now.0)
+        .bind(author)
+        .execute(&mut *tx)
+        .await?;
+        let version = bump(&mut tx).await?;
+        let object = format!("workload/{name}");
+        let reason = format!("{} (bypass {} until {})", bypass.reason, bypass.id, bypass.until);
+        let event = administration(author, "bypassed", object, version, &reason);
+        self.append_own(&mut tx, &[event], now).await?;
+        self.commit_version(tx, version).await?;
+        Ok((StoredBypass { bypass: bypass.clone(), since: now, author: author.to_owned() }, version))
+    }
+
+    async fn lift_bypass(
+        &self,
+        workload: &ResourceRef,
+        author: &str,
+        now: UnixMillis,
+    ) -> Result<Option<(StoredBypass, Version)>> {
+        let _writing = self.writing.lock().await;
+        let mut tx = self.begin().await?;
+        let name = workload.to_string();
+        let removed = sqlx::query("DELETE FROM bypasses WHERE workload = ? AND until > ? RETURNING *")
+            .bind(&name)
+            .bind(now.0)
+            .fetch_optional(&mut *tx)
+            .await?;
+        let Some(row) = removed else { return Ok(None) };
+        let lifted = bypass_of(&row)?;
+        let version = bump(&mut tx).await?;
+        let reason = format!("bypass {}", lifted.bypass.id);
+        let event =
+            administration(author, "ended the bypass of", format!("workload/{name}"), version, &reason);
+        self.append_own(&mut tx, &[event], now).await?;
+        self.commit_version(tx, version).await?;
+        Ok(Some((lifted, version)))
     }
 
     async fn bind(&self, binding: &Binding, now: UnixMillis) -> Result<Bound> {

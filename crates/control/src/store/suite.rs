@@ -2,7 +2,7 @@
 
 use model::audit::{Gap, Hash, Record, What};
 use model::name::Namespace;
-use model::slice::{Block, BlockTarget};
+use model::slice::{Block, BlockTarget, Bypass};
 use model::{Attestation, Caller, GrantId, InstanceId, Secret, SpiffeId, UnixMillis};
 use resources::kind::Kind;
 
@@ -224,4 +224,30 @@ async fn keys_are_sealed_at_rest() {
     let wrong = SealingKey::new(&[8; 32]).unwrap();
     let store = SqliteStore::open(&directory.path().join("c.db"), wrong, "control/0".into()).await.unwrap();
     assert!(matches!(store.keys("jwt").await, Err(StoreError::Sealed(_))));
+}
+
+#[tokio::test]
+async fn a_bypass_replaces_the_one_before_and_can_be_lifted_while_it_lasts() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = sqlite(directory.path()).await;
+    let bypass = |id: &str, until| Bypass {
+        id: id.into(),
+        workload: "a/x".parse().unwrap(),
+        until: UnixMillis(until),
+        reason: "why".into(),
+    };
+    let (_, first) = store.bypass(&bypass("one", NOW.0 + 1000), "unix:0", NOW).await.unwrap();
+    let (stored, second) = store.bypass(&bypass("two", NOW.0 + 2000), "unix:0", NOW).await.unwrap();
+    assert!(second > first && stored.author == "unix:0");
+    assert_eq!(store.state().await.unwrap().bypasses, [stored.clone()]);
+    let workload = "a/x".parse().unwrap();
+    assert_eq!(store.lift_bypass(&workload, "unix:0", NOW.plus_secs(2)).await.unwrap(), None, "it has ended");
+    let (lifted, third) = store.lift_bypass(&workload, "unix:0", NOW).await.unwrap().unwrap();
+    assert!(third > second && lifted == stored);
+    assert_eq!(store.lift_bypass(&workload, "unix:0", NOW).await.unwrap(), None);
+    let events = store.stream_records("control/0", 0, 10).await.unwrap();
+    let payloads: Vec<String> =
+        events.iter().map(|record| String::from_utf8_lossy(&record.payload).into_owned()).collect();
+    assert_eq!(payloads.len(), 3, "each is recorded: {payloads:?}");
+    assert!(payloads[1].contains("why (bypass two until "), "{}", payloads[1]);
 }

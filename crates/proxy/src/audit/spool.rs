@@ -317,6 +317,7 @@ mod tests {
                 name: None,
                 protocol: "tcp".into(),
                 destination: None,
+                bypass: None,
             }),
         })
     }

@@ -21,13 +21,14 @@ use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
 use super::accept::{Captured, OriginalDestination};
+use crate::bypass;
 use crate::call::{self, Connection};
 use crate::caller::CallerState;
 use crate::policy::{Route, uncovered};
 use crate::protocol::facts::Channel;
 use crate::protocol::http1;
 use crate::protocol::rewind::Rewind;
-use crate::worker::Worker;
+use crate::worker::{Worker, now};
 
 /// Who may use the explicit proxy.
 #[derive(Debug, Default)]
@@ -169,7 +170,10 @@ async fn begin(
     if snapshot.cover(name, original.port()).is_some() {
         return Ok((original, None));
     }
-    if let Route::Refuse(code) = uncovered(&snapshot) {
+    let bypassed = bypass::of_connection(&snapshot, None, &original, now()).is_some();
+    if let Route::Refuse(code) = uncovered(&snapshot)
+        && !bypassed
+    {
         return Err(Failure::new(code, format!("no policy covers {original}")));
     }
     let (upstream, address) = worker.dialler.to_name(name, None, &original).await?;

@@ -2,19 +2,22 @@
 
 use std::cell::Cell;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use model::{Code, DecisionId, Failure};
 use protocols::answer::Dialect;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Body;
+use super::activity::{Clock, Expired, Noticed};
 use super::interim::Interim;
 use super::own_answer::OwnAnswer;
 use super::slot::Slot;
@@ -22,6 +25,7 @@ use super::tunnel::{self, Uplink};
 use super::websocket;
 use crate::answer;
 use crate::call::{self, Connection};
+use crate::limits::HEADERS_DEFAULT;
 
 /// How long, and how much, is read and thrown away after the last answer.
 const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -30,8 +34,9 @@ const LINGER_BYTES: usize = 64 << 20;
 /// Serves the requests of one connection, one after the other.
 pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Unpin + 'static) {
     let limits = connection.worker.shared.limits;
-    let drain = connection.worker.shared.drain.clone();
-    let (io, held, current) = OwnAnswer::new(io);
+    let activity = connection.activity.clone();
+    let mut clock = Clock::new(activity.clone(), limits.head, limits.idle);
+    let (io, held, current) = OwnAnswer::new(Noticed::new(io, activity.clone()));
     let serving = connection.clone();
     let agreed: Agreed = Rc::default();
     let opening = agreed.clone();
@@ -47,20 +52,31 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
             Ok::<_, Infallible>(response)
         })
     });
-    let mut served = Builder::new()
+    let mut builder = Builder::new();
+    // The bounds in time are ours: hyper has one for a head and for a connection at rest.
+    builder
         .preserve_header_case(true)
         .auto_date_header(false)
-        .timer(TokioTimer::new())
-        .header_read_timeout(limits.head)
-        .max_buf_size(limits.head_bytes)
-        .serve_connection(TokioIo::new(io), service);
+        .header_read_timeout(None)
+        .max_buf_size(limits.head_bytes);
+    if limits.headers != HEADERS_DEFAULT {
+        // Said only if it is another number: hyper then takes memory for each request.
+        builder.max_headers(limits.headers);
+    }
+    let mut served = builder.serve_connection(TokioIo::new(io), service);
+    let mut expired = None;
     let ended = {
-        let mut draining = std::pin::pin!(drain.started());
+        let ending = connection.clone();
+        let mut ending = std::pin::pin!(ending.told_to_end());
         let mut told = false;
-        std::future::poll_fn(|cx| {
-            if !told && draining.as_mut().poll(cx).is_ready() {
+        poll_fn(|cx| {
+            if !told && ending.as_mut().poll(cx).is_ready() {
                 told = true;
                 std::pin::Pin::new(&mut served).graceful_shutdown();
+            }
+            if let Poll::Ready(reason) = clock.poll(cx) {
+                expired = Some(reason);
+                return Poll::Ready(Ok(()));
             }
             served.poll_without_shutdown(cx)
         })
@@ -68,6 +84,19 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
     };
     let parts = served.into_parts();
     let mut io = parts.io.into_inner();
+    match expired {
+        // A request that comes just now must not be lost without an answer: it gets none, which says so.
+        Some(Expired::Idle) => return drop(io.shutdown().await),
+        Some(Expired::Head) => {
+            let failure = Failure::new(
+                Code::RequestTimeout,
+                format!("the request's header did not end within {} s", limits.head.as_secs()),
+            );
+            let _ = io.write_all(&refuse(&connection, &failure)).await;
+            return linger(&mut io).await;
+        }
+        None => {}
+    }
     if let Some((uplink, down)) = agreed.take().filter(|_| ended.is_ok()) {
         return tunnel::serve(io.into_inner(), parts.read_buf, uplink, down).await;
     }

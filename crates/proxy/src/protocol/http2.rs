@@ -3,24 +3,32 @@
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
-use h2::RecvStream;
 use h2::server::SendResponse;
+use h2::{Reason, RecvStream};
 use http::{Request, Response, StatusCode, header};
 use http_body::Body as _;
+use model::{Code, DecisionId, Failure};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Body;
+use super::activity::Clock;
+use super::flood::Resets;
 use super::interim::Interim;
 use super::pump::{Stopped, pump};
 use super::websocket;
+use super::window::{self, Uploads, Window};
 use crate::call::{self, Connection};
+use crate::limits::RESETS_WITHIN;
 
-/// Windows towards applications, for one stream and for a connection.
+/// Window towards applications for one stream; that of a connection is [`window`]'s.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+
+/// For GOAWAY to reach an application whose connection is ended, and for it to leave.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 
 /// Bytes that small DATA frames may cost beyond what is in them, on one connection. h2's default ends a connection with
 /// its streams when one of them is slow and gets small messages.
@@ -31,7 +39,7 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
     let limits = connection.worker.shared.limits;
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_connection_window_size(window::SMALL)
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .data_frame_budget(FRAME_BUDGET)
@@ -45,35 +53,85 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         }
         Err(_) => return,
     };
-    let drain = connection.worker.shared.drain.clone();
-    let mut draining = std::pin::pin!(drain.started());
+    let ending = connection.clone();
+    let mut ending = std::pin::pin!(ending.told_to_end());
     let mut told = false;
     let mut exchanges = FuturesUnordered::new();
+    let mut clock = Clock::new(connection.activity.clone(), limits.head, limits.idle);
+    let (mut window, uploads) = (Window::default(), Uploads::default());
+    let resets = Resets::new(limits.resets, RESETS_WITHIN);
     loop {
         let accepted = poll_fn(|cx| {
-            if !told && draining.as_mut().poll(cx).is_ready() {
+            if clock.poll(cx).is_ready() {
+                return Poll::Ready(Next::Expired);
+            }
+            if !told && ending.as_mut().poll(cx).is_ready() {
                 told = true;
                 server.graceful_shutdown();
             }
             // Exchanges first: what they write goes out with the accept that follows.
             while let Poll::Ready(Some(())) = exchanges.poll_next_unpin(cx) {}
-            server.poll_accept(cx)
+            if resets.is_exceeded() {
+                return Poll::Ready(Next::Flood);
+            }
+            if let Some(size) = window.change(&uploads, &connection.worker.shared.memory) {
+                server.set_target_window_size(size);
+            }
+            server.poll_accept(cx).map(Next::Stream)
         })
         .await;
-        match accepted {
-            Some(Ok((request, respond))) => exchanges.push(stream(connection.clone(), request, respond)),
-            Some(Err(error)) => {
+        let reason = match accepted {
+            Next::Stream(Some(Ok((request, respond)))) => {
+                exchanges.push(stream(connection.clone(), request, respond, resets.clone(), uploads.clone()));
+                continue;
+            }
+            Next::Stream(Some(Err(error))) => {
                 tracing::debug!(stage = "protocol", %error, "the application's connection ended");
+                if error.reason() == Some(Reason::ENHANCE_YOUR_CALM) && !error.is_remote() {
+                    refuse_flood(&connection, "what h2 limits: CONTINUATION frames, streams reset at once");
+                }
                 return;
             }
-            None => return,
-        }
+            Next::Stream(None) => return,
+            Next::Expired => Reason::NO_ERROR,
+            Next::Flood => {
+                let within = RESETS_WITHIN.as_secs();
+                refuse_flood(&connection, &format!("more than {} streams in {within} s", limits.resets));
+                Reason::ENHANCE_YOUR_CALM
+            }
+        };
+        drop(exchanges);
+        server.abrupt_shutdown(reason);
+        let _ = tokio::time::timeout(LAST_WORDS, poll_fn(|cx| server.poll_closed(cx))).await;
+        return;
     }
 }
 
+/// What happens next on a connection.
+#[expect(clippy::large_enum_variant, reason = "it lives for one turn of the loop")]
+enum Next {
+    Stream(Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>),
+    Expired,
+    Flood,
+}
+
+/// Counts and records a connection that was ended because of what it did too often.
+fn refuse_flood(connection: &Connection, what: &str) {
+    connection.worker.shared.metrics.flood();
+    let detail = format!("the application gave up {what} of one connection");
+    call::refuse_unread(connection, DecisionId(rand::random()), &Failure::new(Code::StreamFlood, detail));
+}
+
 /// One stream: a request, its interim answers, its answer, and the answer's body.
-async fn stream(connection: Rc<Connection>, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+async fn stream(
+    connection: Rc<Connection>,
+    request: Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+    resets: Resets,
+    uploads: Uploads,
+) {
     let mut request = request.map(Body::from_http2);
+    let _upload = (!request.body().is_end_stream()).then(|| uploads.begin());
     websocket::mark_http2(&mut request);
     let interim = Interim::default();
     let answered = {
@@ -92,13 +150,16 @@ async fn stream(connection: Rc<Connection>, request: Request<RecvStream>, mut re
         })
         .await
     };
-    let Some(mut response) = answered else { return };
+    let Some(mut response) = answered else { return resets.count() };
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         // RFC 8441 §5: a 2xx takes the place of 101, and nothing that of the accept value.
         *response.status_mut() = StatusCode::OK;
         response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
     }
     if let Err(stopped) = send(response, respond).await {
+        if matches!(stopped, Stopped::Reset(_)) {
+            resets.count();
+        }
         tracing::debug!(stage = "protocol", ?stopped, "an answer stopped before its end");
     }
 }

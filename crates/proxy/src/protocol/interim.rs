@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -34,6 +34,7 @@ struct Shared {
     queue: Mutex<VecDeque<Response<()>>>,
     application: AtomicWaker,
     gate: AtomicU8,
+    muted: AtomicBool,
     body: AtomicWaker,
 }
 
@@ -45,14 +46,25 @@ const CONTINUED: u8 = 1;
 const SILENT: u8 = 2;
 
 impl Interim {
+    /// Relays nothing from now on but the bare `100`: what else an upstream says is not searched.
+    pub fn mute(&self) {
+        self.0.muted.store(true, Ordering::Relaxed);
+    }
+
     /// An interim answer has come from the upstream.
     pub fn push(&self, status: StatusCode, headers: &HeaderMap) {
         if status == StatusCode::CONTINUE {
             self.open(CONTINUED);
         }
+        let muted = self.0.muted.load(Ordering::Relaxed);
+        if muted && status != StatusCode::CONTINUE {
+            return;
+        }
         let mut response = Response::new(());
         *response.status_mut() = status;
-        *response.headers_mut() = headers.clone();
+        if !muted {
+            response.headers_mut().clone_from(headers);
+        }
         protocols::http::strip_hop_by_hop(response.headers_mut());
         let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.len() < QUEUE_MAX {

@@ -3,8 +3,10 @@
 //! Bytes become requests here, of either version of HTTP, and answers become bytes again. What a request is judged
 //! by is made in one place, [`facts`], for both versions.
 
+pub mod activity;
 pub mod body;
 pub mod facts;
+pub mod flood;
 pub mod head;
 pub mod http1;
 pub mod http2;
@@ -15,5 +17,6 @@ pub mod rewind;
 pub mod slot;
 pub mod tunnel;
 pub mod websocket;
+pub mod window;
 
 pub use body::{Body, BodyError};

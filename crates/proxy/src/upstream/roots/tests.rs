@@ -76,6 +76,7 @@ fn destination(server_name: Option<&str>) -> Destination {
         http_versions: Vec::new(),
         tls: TlsMode::Terminate,
         insecure: false,
+        redact: false,
         ca_bundle: String::new(),
         server_name: server_name.map(|name| name.parse().unwrap()),
         client_certificate: None,
