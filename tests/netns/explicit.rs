@@ -170,7 +170,7 @@ fn without_the_token_the_explicit_proxy_says_407() {
 
 #[test]
 fn the_explicit_proxy_leads_nobody_to_where_only_the_proxy_should_go() {
-    let (world, _names, billing) = started("observe", &[]);
+    let (world, _names, billing) = started("observe", &["--refuse-cidr", "10.77.0.43/32,fd77::2b/128"]);
     let hosts = world.sandbox().read("/run/countersign/etc/hosts").unwrap();
     world
         .sandbox()
@@ -191,6 +191,9 @@ fn the_explicit_proxy_leads_nobody_to_where_only_the_proxy_should_go() {
         "127.0.0.1:15020",
         "localhost:9092",
         "inward.demo.test:80",
+        // What the operator refuses.
+        "10.77.0.43:9080",
+        "other.demo.test:9080",
     ] {
         let connect = format!("CONNECT {target} HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n");
         let absolute = format!("GET http://{target}/ HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n");
@@ -207,4 +210,14 @@ fn the_explicit_proxy_leads_nobody_to_where_only_the_proxy_should_go() {
             assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("CS3001"), "{target}: {said}");
         }
     }
+    // What a destination lists is meant, but for the proxy itself.
+    let listed = "hosts: [other.demo.test], ports: [9444], addresses: [10.77.0.43, fd77::2b]";
+    let itself = "addresses: [127.0.0.1], ports: [15001, 15002], protocol: tcp";
+    let itself = tests::names::covering("itself", itself).replace("  credential: names-token\n", "");
+    world.apply(&(tests::names::covering("listed", listed) + &itself)).unwrap();
+    let call = |b: &Workload| b.explicit(&url("https", OTHER, 9444));
+    let (_, answer) = billing.eventually(SOON, call, |answer| answer.status == 200).unwrap();
+    assert_eq!(answer.json().unwrap()["credential"], true);
+    let said = billing.say_to_explicit("CONNECT 127.0.0.1:15001 HTTP/1.0\\r\\n\\r\\n").unwrap();
+    assert!(said.starts_with("HTTP/1.1 403 ") && said.contains("CS1002"), "{said}");
 }

@@ -122,6 +122,11 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_PROXY_MARK", value_name = "N")]
     pub mark: Option<u32>,
 
+    /// Networks to which covered calls and the explicit proxy do not go, beside loopback, link-local and metadata, unless
+    /// the destination lists the address.
+    #[arg(long, env = "COUNTERSIGN_PROXY_REFUSE_CIDR", value_name = "CIDR", value_delimiter = ',')]
+    pub refuse_cidr: Vec<ipnet::IpNet>,
+
     /// Corporate proxy through which upstreams are reached, by CONNECT: http://HOST:PORT. The control plane is not.
     #[arg(long, env = "COUNTERSIGN_PROXY_UPSTREAM_PROXY", value_name = "URL")]
     pub upstream_proxy: Option<String>,

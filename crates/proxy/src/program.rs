@@ -28,6 +28,7 @@ use crate::state::StateDir;
 use crate::tls::leaves::{LEAVES_MAX, Leaves};
 use crate::trust_port::TrustPort;
 use crate::upstream::corporate::Corporate;
+use crate::upstream::resolve::OffLimits;
 use crate::upstream::roots::Roots;
 use crate::worker::{Door, Shared, Worker, now};
 
@@ -84,7 +85,10 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         socket: SocketOptions { mark: settings.mark },
         limits,
         memory,
-        own_ports: own_ports(settings),
+        off_limits: Arc::new(OffLimits {
+            own_ports: own_ports(settings),
+            networks: settings.refuse_cidr.clone(),
+        }),
         corporate: corporate(settings)?.map(Arc::new),
         explicit: explicit::Access::new(settings.explicit_token_file.as_deref())?,
         metrics: Metrics::new(&registry)?,
@@ -212,7 +216,7 @@ fn doors(settings: &Settings) -> Vec<(Door, u16)> {
 }
 
 /// Ports at which nobody may be led back to the proxy itself.
-fn own_ports(settings: &Settings) -> Arc<[u16]> {
+fn own_ports(settings: &Settings) -> Vec<u16> {
     let doors = doors(settings).into_iter().map(|(_, port)| port);
     doors.chain([settings.health.port(), settings.trust_port]).collect()
 }

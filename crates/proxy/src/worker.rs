@@ -28,6 +28,7 @@ use crate::tls::terminate::Terminator;
 use crate::upstream::corporate::Corporate;
 use crate::upstream::dial::Dialler;
 use crate::upstream::pool::Pool;
+use crate::upstream::resolve::OffLimits;
 use crate::upstream::roots::Roots;
 
 /// What all workers share.
@@ -48,8 +49,8 @@ pub struct Shared {
     pub limits: Limits,
     /// What they come to in memory.
     pub memory: Budget,
-    /// Ports of the proxy itself: never dialled on loopback.
-    pub own_ports: Arc<[u16]>,
+    /// Where nobody is led.
+    pub off_limits: Arc<OffLimits>,
     /// Counters.
     pub metrics: Metrics,
     /// The proxy through which upstreams are reached, if there is one.
@@ -118,7 +119,7 @@ impl Worker {
             pool: Pool::default(),
             dialler: Dialler::new(
                 shared.socket,
-                shared.own_ports.clone(),
+                shared.off_limits.clone(),
                 shared.limits.patience.connect,
                 shared.corporate.clone(),
             )?,

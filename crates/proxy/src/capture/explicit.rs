@@ -174,7 +174,11 @@ async fn begin(
     if let Route::Refuse(code) = uncovered(&snapshot)
         && !bypassed
     {
-        return Err(Failure::new(code, format!("no policy covers {original}")));
+        let detail = match code {
+            Code::Blocked => format!("the workload is blocked, and {original} with it"),
+            _ => format!("no policy covers {original}"),
+        };
+        return Err(Failure::new(code, detail));
     }
     let (upstream, address) = worker.dialler.to_name(name, None, &original).await?;
     let original = match address {

@@ -14,7 +14,7 @@ use tokio::time::{sleep, timeout};
 
 use super::address::is_special;
 use super::corporate::Corporate;
-use super::resolve::Resolver;
+use super::resolve::{OffLimits, Resolver};
 use crate::capture::accept::OriginalDestination;
 use crate::socket::{self, SocketOptions};
 
@@ -39,11 +39,11 @@ impl Dialler {
     /// If its resolver can't be set up.
     pub fn new(
         options: SocketOptions,
-        own_ports: Arc<[u16]>,
+        off_limits: Arc<OffLimits>,
         patience: Duration,
         corporate: Option<Arc<Corporate>>,
     ) -> Result<Self, Failure> {
-        Ok(Self { resolver: Resolver::new(options, own_ports)?, options, patience, corporate })
+        Ok(Self { resolver: Resolver::new(options, off_limits)?, options, patience, corporate })
     }
 
     /// Where a call may go.

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use model::destination::Resolution;
 use model::{Code, Destination, Failure, HostName};
 
@@ -15,7 +16,16 @@ use crate::socket::SocketOptions;
 /// The resolver of one worker.
 pub struct Resolver {
     dns: Dns,
-    own_ports: Arc<[u16]>,
+    off_limits: Arc<OffLimits>,
+}
+
+/// Where nobody is led, beside the special addresses.
+#[derive(Debug, Default)]
+pub struct OffLimits {
+    /// Ports of the proxy itself, on this host: never.
+    pub own_ports: Vec<u16>,
+    /// Networks of the operator's choice: only where the destination lists the address.
+    pub networks: Vec<IpNet>,
 }
 
 impl Resolver {
@@ -23,8 +33,8 @@ impl Resolver {
     ///
     /// # Errors
     /// If it can't be made from them.
-    pub fn new(options: SocketOptions, own_ports: Arc<[u16]>) -> Result<Self, Failure> {
-        Ok(Self { dns: Dns::new(options)?, own_ports })
+    pub fn new(options: SocketOptions, off_limits: Arc<OffLimits>) -> Result<Self, Failure> {
+        Ok(Self { dns: Dns::new(options)?, off_limits })
     }
 
     /// The addresses to dial for a covered call, or for what the explicit proxy was asked for without a policy
@@ -91,12 +101,14 @@ impl Resolver {
         Err(Failure::new(Code::ForbiddenAddress, format!("the explicit proxy does not go to {address}")))
     }
 
-    /// Whether a call may go to this address: special ones only where the destination lists them, the proxy's own ports
-    /// never.
+    /// Whether a call may go to this address: special ones and those that the operator refuses only where the
+    /// destination lists them, the proxy's own ports never.
     fn is_allowed(&self, address: IpAddr, port: u16, destination: Option<&Destination>) -> bool {
         let listed = destination.is_some_and(|destination| destination.lists_address(address));
-        let own = || self.own_ports.contains(&port) && is_own(address);
-        (listed || !is_special(address)) && !own()
+        let own = || self.off_limits.own_ports.contains(&port) && is_own(address);
+        let refused =
+            || self.off_limits.networks.iter().any(|network| network.contains(&address.to_canonical()));
+        (listed || !(is_special(address) || refused())) && !own()
     }
 }
 
