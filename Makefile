@@ -1,5 +1,5 @@
 # The verbs. `make help` lists them.
-.PHONY: help demo test test-clients clients lint build bench fuzz gen deny
+.PHONY: help demo test test-clients retries clients lint build bench fuzz gen deny
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -17,6 +17,10 @@ test: clients lint build deny ## Everything that a change must pass; the closing
 test-clients: build ## The real clients, every one that can be installed here
 	tests/clients/setup all
 	.ci/summary cargo test -p tests --test netns -- clients:: dialects::
+
+retries: ## Which client asks again after which status, how often and for how long
+	tests/clients/setup all
+	tests/clients/retries
 
 clients: ## The real clients of a CI run, for the tests
 	tests/clients/setup

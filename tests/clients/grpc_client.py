@@ -2,6 +2,7 @@
 
     grpc_client.py HOST:PORT           each kind of call
     grpc_client.py HOST:PORT unary     one call, whose error its user reads
+    grpc_client.py HOST:PORT hold      a stream that stays open until somebody ends it
 """
 
 import json
@@ -55,7 +56,17 @@ def calls():
         told("status", error=error, trailer=error.trailing_metadata())
 
 
+def hold():
+    sending = queue.Queue()
+    answers = method("stream_stream", "Bidirectional")(iter(sending.get, None), timeout=30)
+    sending.put(b"open")
+    print(next(answers).decode(), flush=True)
+    next(answers)
+
+
 if sys.argv[2:] == ["unary"]:
     method("unary_unary", "Unary")(b"hello", timeout=15)
+elif sys.argv[2:] == ["hold"]:
+    hold()
 else:
     calls()

@@ -28,17 +28,18 @@ async function withFetch(call, method, path, body) {
 
 async function withHttp2(call, method, path, body) {
   const stream = session.request({ ':method': method, ':path': `${path}?http2` }, { endStream: body === undefined });
+  // The answer may begin before the request has ended.
+  const status = new Promise((done, fail) => {
+    stream.on('response', (headers) => done(headers[':status'])).on('error', fail);
+  });
   if (body !== undefined) {
     if (typeof body === 'string') stream.end(body);
     else for await (const piece of body) stream.write(piece);
     stream.end();
   }
-  const status = await new Promise((done, fail) => {
-    stream.on('response', (headers) => done(headers[':status'])).on('error', fail);
-  });
   const received = [];
   for await (const piece of stream) received.push(piece);
-  told(call, `HTTP/${session.alpnProtocol === 'h2' ? '2.0' : session.alpnProtocol}`, status, received);
+  told(call, `HTTP/${session.alpnProtocol === 'h2' ? '2.0' : session.alpnProtocol}`, await status, received);
 }
 
 let session;

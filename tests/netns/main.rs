@@ -4,6 +4,7 @@
 
 mod bypass;
 mod capture;
+mod clients;
 mod corporate;
 mod demo;
 mod dialects;

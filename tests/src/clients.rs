@@ -23,12 +23,22 @@ pub const WEBSOCKET: u16 = 8452;
 
 /// Where they are, inside, and the programs that use them.
 const INSTALLED: &str = "/run/countersign/clients";
-const SOURCE: &str = "/run/countersign/clients/source";
+pub(crate) const SOURCE: &str = "/run/countersign/clients/source";
 const PYTHON: &str = "/run/countersign/clients/venv/bin/python";
 /// What the server has seen, on loopback.
 const SEEN: &str = "http://127.0.0.1:9092/";
 /// Time for a client: some ask several times before they give up.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Where `tests/clients/setup` installs them: beside our programs.
+pub(crate) fn directory(programs: &Path) -> PathBuf {
+    programs.join("../clients")
+}
+
+/// The programs that use them.
+pub(crate) fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
+}
 
 /// Covers the server, for billing.
 const DOCUMENTS: &str = r"
@@ -62,7 +72,6 @@ spec:
 /// Which clients are installed.
 #[derive(Clone, Debug)]
 pub struct Clients {
-    directory: PathBuf,
     versions: BTreeMap<String, String>,
 }
 
@@ -72,12 +81,12 @@ impl Clients {
     /// # Errors
     /// If it was never run.
     pub fn installed() -> anyhow::Result<Self> {
-        let directory = programs()?.parent().context("no directory above the programs")?.join("clients");
+        let directory = directory(&programs()?);
         let list = std::fs::read_to_string(directory.join("installed"))
             .context("no clients are installed: run `tests/clients/setup`")?;
         let pair =
             |line: &str| line.split_once(' ').map(|(name, version)| (name.to_owned(), version.to_owned()));
-        Ok(Self { directory, versions: list.lines().filter_map(pair).collect() })
+        Ok(Self { versions: list.lines().filter_map(pair).collect() })
     }
 
     /// Whether a client is there; says so if it is not, since its part of a test is left out then.
@@ -90,26 +99,18 @@ impl Clients {
         }
         there
     }
+
+    /// Whether a client's version is this one or a later one.
+    #[must_use]
+    pub fn is_at_least(&self, name: &str, major: u32, minor: u32) -> bool {
+        let version = self.versions.get(name).map_or("", String::as_str);
+        let mut numbers = version.split('.').map(|number| number.parse().unwrap_or(0));
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)) >= (major, minor)
+    }
 }
 
 impl World {
-    /// Shows the installed clients inside.
-    ///
-    /// # Errors
-    /// If there are none, or they can't be mounted.
-    pub fn mount_clients(&self) -> anyhow::Result<Clients> {
-        let clients = Clients::installed()?;
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients");
-        let script = format!(
-            "set -e\nmkdir -p {INSTALLED}\nmount --bind '{}' {INSTALLED}\nmount --bind '{}' {SOURCE}\n",
-            clients.directory.display(),
-            source.display()
-        );
-        self.sandbox().script(Place::Service, &script).context("could not mount the clients")?;
-        Ok(clients)
-    }
-
-    /// Starts the server that speaks gRPC and WebSockets, and covers it. The clients have been mounted.
+    /// Starts the server that speaks gRPC and WebSockets, and covers it.
     ///
     /// # Errors
     /// If it does not become ready.

@@ -111,6 +111,8 @@ impl Sandbox {
             .args(["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--"])
             .args(["sh", "-c", SET_UP, "sh"])
             .arg(&programs)
+            .arg(crate::clients::directory(&programs))
+            .arg(crate::clients::sources())
             .env("PATH", path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -333,7 +335,8 @@ const NO_NAMESPACES: &str = "could not make namespaces: run as root (in a contai
     allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1, \
     kernel.apparmor_restrict_unprivileged_userns=0)";
 
-/// Run by the first process of the namespaces. Its argument is where our programs are.
+/// Run by the first process of the namespaces. Its arguments are where our programs are, where the real clients are, if
+/// they are installed, and the programs that use them.
 const SET_UP: &str = r#"
 set -eu
 mount -t tmpfs -o mode=0755 tmpfs /run
@@ -342,6 +345,10 @@ mkdir -p /run/countersign/bin /run/countersign/etc /run/countersign/logs /run/co
 mkdir -m 0777 /run/countersign/home
 mkdir -m 0711 /run/countersign/private
 mount --bind "$1" /run/countersign/bin
+mkdir /run/countersign/clients
+[ ! -d "$2" ] || mount --bind "$2" /run/countersign/clients
+mkdir -p /run/countersign/clients/source
+[ ! -d "$3" ] || mount --bind "$3" /run/countersign/clients/source
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 printf '127.0.0.1 localhost\n::1 localhost\n' > /run/countersign/etc/hosts
 mount --bind /run/countersign/etc/hosts /etc/hosts

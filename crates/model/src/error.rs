@@ -227,7 +227,7 @@ codes! {
     GrpcNeedsHttp2 "CS3011" "gRPC needs HTTP/2" Some(403), "http_protocol_error", false, Caller,
         "The call is gRPC, but the application or the destination speaks HTTP/1.1 only; gRPC is never translated down.",
         "Use a gRPC client over HTTP/2; see that the destination offers `h2`, or is declared with `httpVersions: [h2]`.";
-    RequestTimeout "CS3020" "Request took too long" Some(408), "http_request_error", false, Caller,
+    RequestTimeout "CS3020" "Request took too long" Some(408), "http_request_error", true, Caller,
         "The request's header did not end, or its body did not go on, in time.",
         "See why the client stalls, or raise the time-out.";
     BodyStalled "CS3021" "Exchange stood still" None, "-", false, Us,

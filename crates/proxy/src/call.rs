@@ -47,6 +47,7 @@ use crate::policy::{Route, route_http, route_tls, route_unknown};
 use crate::protocol::activity::{Activity, Busy};
 use crate::protocol::body::BodyError;
 use crate::protocol::facts::{self, Channel};
+use crate::protocol::grpc_end::GrpcEnd;
 use crate::protocol::interim::Interim;
 use crate::protocol::rewind::Rewind;
 use crate::protocol::websocket::WebSocket;
@@ -857,7 +858,9 @@ impl Act {
         if is_event_stream(&parts.headers) {
             open.be_patient(self.connection.worker.shared.limits.stream);
         }
-        let watched = open.clone();
+        let (watched, cut, id) = (open.clone(), open.clone(), self.asked.id);
+        let ends_with_status =
+            self.facts.action == Action::Grpc && self.connection.version == HttpVersion::Http2;
         let on_end = Box::new(move |end: End<'_>| {
             let (result, code) = match end {
                 End::Complete => (CallResult::Completed, None),
@@ -873,7 +876,9 @@ impl Act {
             self.close(result, Some(status), code, watched.bytes());
             drop(registration);
         });
-        Response::from_parts(parts, Guarded::down(body, open, on_end))
+        let body = Guarded::down(body, open, on_end);
+        let body = if ends_with_status { GrpcEnd::of(body, cut, id) } else { body };
+        Response::from_parts(parts, body)
     }
 
     fn failed(&mut self, failure: Failure, open: &Open, result: CallResult) -> Box<Refused> {

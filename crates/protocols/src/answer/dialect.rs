@@ -136,14 +136,16 @@ mod tests {
             assert_eq!(of(&format!("GET {target}"), &[]), status, "{target}");
         }
         let text = Dialect::Kubernetes(KubernetesForm::Text);
-        for target in ["/apis", "/apis/a.b.io", "/apis/batch/v1"] {
+        for target in ["/apis", "/apis/a.b.io", "/apis/batch/v1", "/api?timeout=32s", "/version?timeout=5s"] {
             assert_eq!(of(&format!("GET {target}"), &[]), text, "{target}");
         }
         let discovery =
             "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json";
         assert_eq!(of("GET /api?timeout=32s", &[("accept", discovery)]), text);
         assert_eq!(of("GET /version", &[("host", "kubernetes.default.svc:443")]), text);
-        for target in ["/api/v1/users", "/api/v1", "/apis/mine/v1", "/version", "/apis/a.b/status"] {
+        for target in
+            ["/api/v1/users", "/api/v1", "/apis/mine/v1", "/version", "/apis/a.b/status", "/api?timeout=all"]
+        {
             assert_eq!(of(&format!("GET {target}"), &[]), Dialect::Problem, "{target}");
         }
     }

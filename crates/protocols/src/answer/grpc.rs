@@ -35,7 +35,7 @@ pub(super) fn status(code: Code) -> u8 {
         (_, Some(403)) => PERMISSION_DENIED,
         (_, Some(413 | 429 | 431)) => RESOURCE_EXHAUSTED,
         // The upstream may have acted on it: to try again is the caller's decision.
-        (_, Some(504)) => DEADLINE_EXCEEDED,
+        (_, Some(408 | 504)) => DEADLINE_EXCEEDED,
         _ if entry.retryable => UNAVAILABLE,
         // Something must be mended first: another name, a certificate.
         _ => FAILED_PRECONDITION,

@@ -53,7 +53,10 @@ const GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "policy
 /// The form of a call of a Kubernetes API; `None` if it is none.
 pub(super) fn form_of(parts: &Parts) -> Option<KubernetesForm> {
     let path = parts.uri.path();
-    let is_one = is_path(path) || accepts(parts) || host_of(parts).is_some_and(is_api_server);
+    let is_one = is_path(path)
+        || is_discovery(path, parts.uri.query().unwrap_or_default())
+        || accepts(parts)
+        || host_of(parts).is_some_and(is_api_server);
     is_one.then(|| if names_resource(path) { KubernetesForm::Status } else { KubernetesForm::Text })
 }
 
@@ -72,6 +75,13 @@ fn is_path(path: &str) -> bool {
         }
         _ => false,
     }
+}
+
+/// How client-go asks what there is, also where its `Accept` says nothing: with a time-out of whole seconds.
+fn is_discovery(path: &str, query: &str) -> bool {
+    let seconds = query.strip_prefix("timeout=").and_then(|rest| rest.strip_suffix('s'));
+    matches!(path, "/api" | "/api/v1" | "/version" | "/openapi/v2" | "/openapi/v3")
+        && seconds.is_some_and(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// `v1`, `v2beta1` (Kubernetes API conventions, "API versioning").

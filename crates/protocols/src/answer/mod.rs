@@ -119,6 +119,19 @@ pub fn answer(dialect: Dialect, said: &Said<'_>) -> Answer {
     }
 }
 
+/// The trailers by which a call of gRPC ends whose answer has begun.
+#[must_use]
+pub fn grpc_trailers(said: &Said<'_>) -> HeaderMap {
+    let mut trailers = common_headers(said);
+    trailers.remove(CACHE_CONTROL);
+    for (name, value) in grpc::form(said).headers {
+        if let Ok(value) = HeaderValue::try_from(value) {
+            trailers.insert(HeaderName::from_static(name), value);
+        }
+    }
+    trailers
+}
+
 fn common_headers(said: &Said<'_>) -> HeaderMap {
     let code = said.code;
     let mut headers = HeaderMap::with_capacity(8);
@@ -178,6 +191,16 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn trailers_of_grpc_have_a_status_and_nothing_of_a_header() {
+        let trailers = grpc_trailers(&said(Code::Blocked, "the call was stopped"));
+        assert_eq!(trailers["grpc-status"], "7");
+        assert!(
+            trailers["grpc-message"].to_str().unwrap().starts_with("CS5007 Blocked: the call was stopped.")
+        );
+        assert!(!trailers.contains_key("cache-control") && !trailers.contains_key("content-type"));
     }
 
     #[test]

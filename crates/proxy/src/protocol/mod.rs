@@ -7,6 +7,7 @@ pub mod activity;
 pub mod body;
 pub mod facts;
 pub mod flood;
+pub mod grpc_end;
 pub mod head;
 pub mod http1;
 pub mod http2;
