@@ -305,8 +305,8 @@ impl World {
         billing.launch_proxy()?;
         let more = settings.iter().map(|setting| (*setting).to_owned());
         billing.proxy().restart_with(|args| args.extend(more))?;
-        billing.proxy().wait_until_ready()?;
         billing.redirect()?;
+        billing.proxy().wait_until_ready()?;
         Ok(billing)
     }
 

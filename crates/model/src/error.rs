@@ -331,9 +331,6 @@ codes! {
     UpstreamTls "CS8007" "Upstream TLS handshake failed" Some(502), "tls_protocol_error", false, Upstream,
         "The destination speaks no TLS version or cipher that the proxy accepts; the detail says what is missing.",
         "TLS 1.2 with ECDHE and AEAD, or TLS 1.3, is needed.";
-    EncodedAnswer "CS8020" "Answer is compressed" Some(502), "http_protocol_error", false, Upstream,
-        "The destination says `redact`, and its answer is compressed although it was asked for as it is.",
-        "Let the service honour `accept-encoding: identity`, or drop `redact` from the Destination.";
 
     UpstreamProxyRefused "CS8008" "Refused by the corporate proxy" Some(502), "proxy_configuration_error", false, Operator,
         "The corporate proxy (`--upstream-proxy`) does not take our credential (407), or does not let the call through.",
@@ -341,6 +338,9 @@ codes! {
     UpstreamProxyUnusable "CS8009" "Corporate proxy can't be used" Some(502), "proxy_configuration_error", true, Operator,
         "The corporate proxy (`--upstream-proxy`) can't be reached, or does not answer CONNECT with valid HTTP.",
         "Check its address and that it is up; `--upstream-proxy-except` says what is reached without it.";
+    EncodedAnswer "CS8020" "Answer is compressed" Some(502), "http_protocol_error", false, Upstream,
+        "The destination says `redact`, and its answer is compressed although it was asked for as it is.",
+        "Let the service honour `accept-encoding: identity`, or drop `redact` from the Destination.";
 
     // 9: audit
     SpoolFull "CS9001" "Audit spool is full" Some(503), "proxy_internal_error", true, Us,
