@@ -31,6 +31,63 @@ fn gone(init: u32) -> bool {
 }
 
 #[test]
+fn the_demo_shows_the_main_job_from_end_to_end() {
+    let program = sandbox::programs().unwrap().join("demo");
+    for arguments in [&[][..], &["--rootless"]] {
+        let output = Command::new(&program).args(arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}");
+        // However its lines are broken.
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        let all = words(&said);
+        let mut rest = all.as_str();
+        // What each step shows, in this order.
+        for expected in [
+            " 1  service ",
+            "curl → 401 missing token",
+            " 2  control plane ",
+            "5 documents applied",
+            "attested as spiffe://demo/ns/payments/sa/billing",
+            " 3  capture ",
+            "IPv4 and IPv6",
+            "but not loopback",
+            " 4  same curl ",
+            "curl → 200 over HTTP/1.1 and IPv4, 200 over HTTP/2 and IPv6",
+            "by spiffe://demo/ns/payments/sa/billing with a token that lives 300 s",
+            "Python requests",
+            "Node fetch",
+            " 5  not allowed ",
+            "403 CS5001 · service saw nothing",
+            "nearest  policy payments/billing-charges but for its method",
+            "remedy   `countersign explain ",
+            "batch/nightly, that no policy names → 403 CS5005",
+            "gets no caller (CS4002)",
+            "and nothing passes",
+            " 6  revoke ",
+            "next call refused after ",
+            "stays good until ",
+            "calls pass again after ",
+            "deleting the policy instead",
+            "in `observe` they would pass without a credential",
+            " 7  audit ",
+            "audit verify → whole",
+            "CALLER ",
+            "payments/billing GET ",
+            " 8  memory ",
+            "none of the ",
+            "8 of 8",
+            "nothing left behind",
+        ] {
+            let expected = words(expected);
+            let at = rest
+                .find(&expected)
+                .unwrap_or_else(|| panic!("{expected} is not shown, or too early:\n{said}"));
+            rest = &rest[at + expected.len()..];
+        }
+    }
+}
+
+#[test]
 fn an_interrupted_demo_leaves_nothing_behind() {
     for wait in [0, 150, 400] {
         let (mut demo, mut stdout, init) = begun();

@@ -90,6 +90,35 @@ fn without_the_control_plane_what_was_granted_works_and_nothing_new_is_granted()
 }
 
 #[test]
+fn with_the_store_s_disk_full_nothing_new_is_granted_and_it_recovers() {
+    let mut world = World::new().unwrap();
+    let state = "/run/countersign/private/control/state";
+    world.sandbox().private_directory("/run/countersign/private/control", 0).unwrap();
+    world.sandbox().private_directory(state, 0).unwrap();
+    let inside = |world: &World, script: &str| {
+        let shell = world.sandbox().command(tests::Place::Service, tests::As::Root, "sh");
+        let output = shell.args(["-ec", script]).output(SOON).unwrap();
+        assert!(output.success(), "{output:?}");
+    };
+    inside(&world, &format!("mount -t tmpfs -o size=4m,mode=0700 tmpfs {state}"));
+    world.start_issuer().unwrap();
+    world.start_service().unwrap();
+    world.start_control(Egress::Enforce).unwrap();
+    world.apply_quickstart().unwrap();
+    let billing = world.billing().unwrap();
+    inside(&world, &format!("dd if=/dev/zero of={state}/full bs=4k 2>/dev/null || true"));
+    // Nothing is cached yet: a grant that can't be written down is not handed out.
+    let answer = billing.payments(CHARGE).send().unwrap();
+    assert_eq!(answer.status, 503, "{answer:?}");
+    assert_eq!(answer.header("retry-after"), "");
+    assert_eq!(world.seen().unwrap().count, 0);
+    inside(&world, &format!("rm {state}/full"));
+    let call = |billing: &Workload| billing.payments(CHARGE);
+    billing.eventually(SOON * 4, call, |answer| answer.status == 200).unwrap();
+    assert!(world.countersign(&["audit", "verify"]).unwrap().success());
+}
+
+#[test]
 fn a_certificate_that_does_not_verify_costs_no_byte_of_the_credential() {
     let stranger = Certificates::new("Somebody else").unwrap();
     for (name, leaf) in [
@@ -165,6 +194,23 @@ fn names_that_disagree_are_misdirected() {
         refused(&call.send().unwrap(), 421, "CS3006");
     }
     assert_eq!(world.seen().unwrap().count, 0);
+}
+
+#[test]
+fn every_request_of_a_connection_is_judged_by_its_own_names() {
+    let (world, billing) = started(Egress::Enforce);
+    let url: &str = &format!("https://{PAYMENTS}{CHARGE}");
+    for version in ["--http1.1", "--http2"] {
+        let shown = ["-sS", version, "-o", "/dev/null", "-w", "%{http_code} %{num_connects}\\n"];
+        let misdirected = [&["--next"], &shown[..], &["-H", "Host: elsewhere.demo.test", url]].concat();
+        let args = [&shown[..], &[url], &misdirected, &["--next"], &shown, &[url]].concat();
+        let output = billing.application("curl").args(&args).output(SOON * 2).unwrap();
+        // One connection for all: the second is refused though the first was good, and the third is good again.
+        let lines: Vec<String> = output.text().lines().map(str::to_owned).collect();
+        assert_eq!((&lines[0][..5], &lines[1][..3]), ("200 1", "421"), "{version} {output:?}");
+        assert_eq!((&lines[1][4..], &lines[2][..3]), ("0", "200"), "{version} {output:?}");
+    }
+    assert_eq!(world.seen().unwrap().count, 4);
 }
 
 #[test]

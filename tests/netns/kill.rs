@@ -56,6 +56,20 @@ fn whatever_is_killed_nothing_is_lost() {
         }
     }
 
+    // All at once, as when a machine loses its containers.
+    billing.proxy().kill9();
+    world.control().kill9();
+    world.issuer().kill9();
+    std::thread::sleep(Duration::from_millis(rand::rng().random_range(0..500)));
+    billing.proxy().restart().unwrap();
+    std::thread::sleep(Duration::from_millis(rand::rng().random_range(0..500)));
+    world.control().restart().unwrap();
+    world.issuer().restart().unwrap();
+    for steady in [&mut http1, &mut http2] {
+        let good = steady.calls().iter().filter(|made| made.status == 200).count();
+        steady.wait_for(200, good + 10, BACK).unwrap();
+    }
+
     let calls = [http1.finish().unwrap(), http2.finish().unwrap()].concat();
     let seen = world.seen().unwrap();
     assert!(seen.count > 200, "there was load: {:?}", tally(&calls));

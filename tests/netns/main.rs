@@ -4,6 +4,7 @@
 
 mod bypass;
 mod capture;
+mod cli;
 mod clients;
 mod corporate;
 mod demo;
@@ -22,6 +23,7 @@ mod revocation;
 mod sandbox;
 mod secrets;
 mod service;
+mod sessions;
 mod story;
 mod tls;
 mod trust;

@@ -292,6 +292,27 @@ fn whoever_deletes_a_policy_in_observe_is_told_what_follows() {
 }
 
 #[test]
+fn the_issuer_is_the_configured_one_and_its_listener_serves_nothing_else() {
+    let mut world = World::started(Egress::Enforce).unwrap();
+    let billing = world.billing().unwrap();
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    let get = |path: &str| {
+        let curl = world.sandbox().command(Place::Service, As::Root, "curl");
+        let url = format!("{}{path}", tests::world::CONTROL_ISSUER_URL);
+        tests::Call::new(curl, &url).args(["--cacert", tests::world::SERVICE_ROOT]).send().unwrap()
+    };
+    let discovery = get("/.well-known/openid-configuration").json().unwrap();
+    assert_eq!(discovery["issuer"], tests::world::CONTROL_ISSUER_URL);
+    let keys = discovery["jwks_uri"].as_str().unwrap();
+    let set = get(keys.strip_prefix(tests::world::CONTROL_ISSUER_URL).unwrap()).json().unwrap();
+    let keys = set["keys"].as_array().unwrap();
+    assert!(!keys.is_empty() && keys.iter().all(|key| key["kid"].is_string() && key["d"].is_null()), "{set}");
+    for elsewhere in ["/", "/metrics", "/livez", "/countersign.v1.Administration/Get"] {
+        assert_eq!(get(elsewhere).status, 404, "{elsewhere}");
+    }
+}
+
+#[test]
 fn administration_has_a_door_and_no_other_way_in() {
     let world = World::started(Egress::Enforce).unwrap();
     let private = format!("{PRIVATE}/control");
@@ -342,7 +363,27 @@ fn the_proxy_shows_its_memory_to_nobody_and_changes_its_log_when_told() {
     assert!(core.split_whitespace().filter(|word| *word == "0").count() == 2, "{core}");
     billing.proxy().process().signal(rustix::process::Signal::USR1);
     let log = billing.proxy().log().to_owned();
-    eventually(Duration::from_secs(5), || {
-        std::fs::read_to_string(&log).unwrap().contains("log level changed by signal")
-    });
+    let logged = || std::fs::read_to_string(&log).unwrap();
+    eventually(Duration::from_secs(5), || logged().contains("log level changed by signal"));
+    // Now each stage of a call is a span of its name, with the time that it took.
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    let spans = || -> std::collections::BTreeSet<String> {
+        let lines = logged();
+        let closed = lines
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|line| line["message"] == "close");
+        closed.filter_map(|line| Some(line["span"]["name"].as_str()?.to_owned())).collect()
+    };
+    for stage in
+        ["capture", "tls", "protocol", "identity", "policy", "credential", "rewrite", "upstream", "audit"]
+    {
+        eventually(Duration::from_secs(5), || spans().contains(stage));
+    }
+    billing.proxy().process().signal(rustix::process::Signal::USR2);
+    let told = |log: &str| log.matches("log level changed by signal").count();
+    eventually(Duration::from_secs(5), || told(&logged()) == 2);
+    let before = logged().matches("\"DEBUG\"").count();
+    assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
+    assert_eq!(logged().matches("\"DEBUG\"").count(), before, "as configured again");
 }

@@ -3,6 +3,9 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::ArgValueCandidates;
+
+use crate::command::completion;
 
 /// Gives workloads credentials that live for minutes, by policy, with a record of every use.
 #[derive(Debug, Parser)]
@@ -41,7 +44,11 @@ pub struct Cli {
     #[arg(short, long, global = true, value_enum, default_value_t = Form::Text, value_name = "FORM")]
     pub output: Form,
 
-    /// Whether to use colour.
+    /// Tables without their header.
+    #[arg(long, global = true)]
+    pub no_headers: bool,
+
+    /// Whether to use colour; NO_COLOR and CLICOLOR_FORCE are heeded.
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     pub color: Color,
 
@@ -50,7 +57,8 @@ pub struct Cli {
     pub command: Command,
 }
 
-const HELP: &str = "Examples:
+/// What stands below the help: examples, and what the end of a command means.
+pub const HELP: &str = "Examples:
   countersign apply -f policies/
   countersign explain --workload payments/billing GET https://api.example/v1/charges
   countersign revoke workload/billing -n payments --reason 'incident 7'
@@ -59,7 +67,7 @@ const HELP: &str = "Examples:
   countersign doctor
 
 Exit codes: 0 done or yes, 1 error, 2 usage, 3 the answer is no (denied, broken, documents wrong),
-4 not permitted, 5 control plane unreachable, 130 Ctrl-C. They do not depend on -o.";
+4 not permitted, 5 control plane unreachable, 124 --wait ran out, 130 Ctrl-C. They do not depend on -o.";
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -83,16 +91,25 @@ pub enum Command {
     Status,
     /// Say which of the runtimes here trust the proxy, and what to set for those that do not; by running them.
     Doctor(Doctor),
+    /// Print what a shell needs to complete commands and live names: bash, zsh, fish, powershell or elvish.
+    #[command(after_help = "Example:\n  source <(countersign completion bash)")]
+    Completion {
+        /// The shell.
+        shell: String,
+    },
     /// Print a generated page of the documentation.
     #[command(hide = true)]
     Reference {
-        /// `errors`.
+        /// `errors`, `resources` or `countersign`.
         page: String,
     },
 }
 
 /// `apply`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  countersign apply -f policies/
+  countersign apply -f policy.yaml --dry-run")]
 pub struct Apply {
     /// File or directory with documents; `-` for standard input.
     #[arg(short, long = "filename", required = true, value_name = "FILE")]
@@ -107,10 +124,16 @@ pub struct Apply {
 
 /// `get`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  countersign get accesspolicies -n payments
+  countersign get accesspolicy/payments/billing-charges -o yaml
+  countersign get grants -o wide")]
 pub struct Get {
-    /// A kind of document, `blocks`, `bypasses`, `grants` or `callers`.
+    /// A kind of document, `blocks`, `bypasses`, `grants` or `callers`; or KIND/NAME, KIND/NAMESPACE/NAME.
+    #[arg(add = ArgValueCandidates::new(completion::kinds))]
     pub kind: String,
     /// Only this one.
+    #[arg(add = ArgValueCandidates::new(completion::names))]
     pub name: Option<String>,
     /// Only of this namespace.
     #[arg(short, long, value_name = "NAME", conflicts_with = "all_namespaces")]
@@ -122,11 +145,15 @@ pub struct Get {
 
 /// `delete`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  countersign delete accesspolicy billing-charges -n payments --dry-run
+  countersign get accesspolicies -n payments -o name | xargs -n1 countersign delete")]
 pub struct Delete {
-    /// A kind of document, or `kind/name`.
-    #[arg(required_unless_present = "file")]
+    /// A kind of document; or KIND/NAME, KIND/NAMESPACE/NAME.
+    #[arg(required_unless_present = "file", add = ArgValueCandidates::new(completion::document_kinds))]
     pub kind: Option<String>,
     /// Its name.
+    #[arg(add = ArgValueCandidates::new(completion::names))]
     pub name: Option<String>,
     /// File with the documents to delete.
     #[arg(short, long = "filename", value_name = "FILE", conflicts_with = "kind")]
@@ -137,23 +164,42 @@ pub struct Delete {
     /// Only say what would be deleted.
     #[arg(long)]
     pub dry_run: bool,
+    /// Do not ask before a guardrail is removed.
+    #[arg(long)]
+    pub yes: bool,
 }
 
 /// `explain`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  countersign explain --workload payments/billing GET https://api.example/v1/charges
+  countersign explain last
+  countersign explain CS5001
+  countersign explain AccessPolicy.spec.when
+  countersign explain context                what an expression can see")]
 pub struct Explain {
-    /// A decision's id, `last`, a code such as CS5001, or `context`; or a method and a URL with --workload.
-    #[arg(required = true, num_args = 1..=2)]
+    /// A decision's id, `last`, a code such as CS5001, a kind or a field of one, or `context`; or a method and a URL
+    /// with --workload.
+    #[arg(required = true, num_args = 1..=2, add = ArgValueCandidates::new(completion::explainable))]
     pub what: Vec<String>,
-    /// The workload that would call: namespace/name, or the SPIFFE ID of an attested caller.
-    #[arg(long, value_name = "WORKLOAD")]
+    /// The workload that would call: its name, namespace/name, or the SPIFFE ID of an attested caller.
+    #[arg(long, value_name = "WORKLOAD", add = ArgValueCandidates::new(completion::workloads))]
     pub workload: Option<String>,
+    /// Its namespace.
+    #[arg(short, long, value_name = "NAME", requires = "workload")]
+    pub namespace: Option<String>,
 }
 
 /// `revoke`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  countersign revoke workload/billing -n payments --reason 'incident 7'
+  countersign revoke workload/billing -n payments --lift
+  countersign revoke grant/0198c2b3")]
 pub struct Revoke {
-    /// workload/NAME, destination/NAME, credentialprovider/NAME, grant/ID or everything.
+    /// workload/NAME, destination/NAME, credentialprovider/NAME (each also as KIND/NAMESPACE/NAME), grant/ID or
+    /// everything.
+    #[arg(add = ArgValueCandidates::new(completion::revocable))]
     pub target: String,
     /// Its namespace.
     #[arg(short, long, value_name = "NAME", default_value = "")]
@@ -164,12 +210,15 @@ pub struct Revoke {
     /// Why; shown to whoever meets the block.
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub reason: String,
-    /// Do not ask.
+    /// Only say what would be done, and until when what was sent would stay good.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not ask before everything is stopped.
     #[arg(long)]
     pub yes: bool,
-    /// Milliseconds to wait for the proxies that it concerns to confirm.
-    #[arg(long, value_name = "MS", default_value_t = 2000)]
-    pub wait: u32,
+    /// How long to wait for the proxies that it concerns to confirm: 2s, 1m.
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    pub wait: String,
 }
 
 /// `doctor`
@@ -210,7 +259,13 @@ pub struct Bypass {
 
 /// `audit`
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:
+  countersign audit --since 10m --denied
+  countersign audit -f
+  countersign audit -o jsonl > export.jsonl && countersign audit verify export.jsonl"
+)]
 pub struct Audit {
     /// Instead of listing.
     #[command(subcommand)]

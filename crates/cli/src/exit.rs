@@ -19,6 +19,8 @@ pub enum Exit {
     NotPermitted = 4,
     /// The control plane can't be reached.
     Unreachable = 5,
+    /// What was waited for had not happened in time.
+    WaitedInVain = 124,
     /// Ctrl-C.
     Interrupted = 130,
 }

@@ -7,12 +7,16 @@ use serde_json::{Value, json};
 
 use crate::arguments::{Color, Form};
 use crate::exit::Refusal;
+use crate::table::{self, Cell, Style};
 
 /// Where and how a command writes.
 #[derive(Clone, Debug)]
 pub struct Output {
     form: Form,
     terminal: bool,
+    /// Columns of the terminal; `None` where nothing may be cut.
+    width: Option<usize>,
+    headers: bool,
     color: bool,
     color_of_talk: bool,
     utf8: bool,
@@ -45,7 +49,7 @@ impl Tone {
 impl Output {
     /// Looks at the terminal and the environment: `NO_COLOR`, `CLICOLOR_FORCE`, `TERM`, the locale.
     #[must_use]
-    pub fn new(color: Color, form: Form) -> Self {
+    pub fn new(color: Color, form: Form, headers: bool) -> Self {
         let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_some_and(|term| term == "dumb");
         let decide = |terminal: bool| match color {
@@ -61,6 +65,8 @@ impl Output {
         Self {
             form,
             terminal: std::io::stdout().is_terminal(),
+            width: (form != Form::Wide).then(terminal_width).flatten(),
+            headers,
             color: decide(std::io::stdout().is_terminal()),
             color_of_talk: decide(std::io::stderr().is_terminal()),
             utf8: locale.contains("UTF-8") || locale.contains("UTF8"),
@@ -89,13 +95,46 @@ impl Output {
         let _ = writeln!(std::io::stderr(), "{text}");
     }
 
-    /// Writes a document of the answer as JSON.
-    pub fn json(&self, kind: &str, mut content: Value) {
+    /// Whether the answer is for a program.
+    #[must_use]
+    pub const fn is_structured(&self) -> bool {
+        matches!(self.form, Form::Json | Form::Jsonl | Form::Yaml)
+    }
+
+    /// Writes the answer for a program: as JSON, on one line or on many, or as YAML.
+    pub fn document(&self, kind: &str, mut content: Value) {
         let mut document = json!({ "apiVersion": "countersign.dev/v1alpha1", "kind": kind });
         if let (Some(document), Some(content)) = (document.as_object_mut(), content.as_object_mut()) {
             document.append(content);
         }
-        self.answer(&format!("{document:#}\n"));
+        match self.form {
+            Form::Yaml => self.yaml(&document),
+            Form::Jsonl => self.answer(&format!("{document}\n")),
+            _ => self.answer(&format!("{document:#}\n")),
+        }
+    }
+
+    /// Writes a value as one document of YAML.
+    pub fn yaml(&self, value: &Value) {
+        // A JSON value is one that YAML can hold.
+        let text = serde_saphyr::to_string(value).unwrap_or_else(|_| format!("{value:#}\n"));
+        self.answer(&format!("---\n{text}"));
+    }
+
+    /// Writes a table: on a terminal as wide as that is, elsewhere whole.
+    pub fn table(&self, header: &[&str], rows: &[Vec<Cell>]) {
+        self.answer(&self.rendered(header, rows, self.headers));
+    }
+
+    /// Writes rows that go on below others.
+    pub fn more_rows(&self, header: &[&str], rows: &[Vec<Cell>]) {
+        self.answer(&self.rendered(header, rows, false));
+    }
+
+    fn rendered(&self, titles: &[&str], rows: &[Vec<Cell>], header: bool) -> String {
+        let ellipsis = if self.utf8 { "…" } else { "..." };
+        let paint = |tone: Tone, text: &str| self.toned(tone, text);
+        table::render(titles, rows, &Style { width: self.width, header, ellipsis, paint: &paint })
     }
 
     /// A text of the answer in its tone.
@@ -114,14 +153,14 @@ impl Output {
         let (tone, symbol, word) = match mark {
             "ok" => (Tone::Good, "✓", "ok"),
             "fail" => (Tone::Bad, "✗", "FAIL"),
-            _ => (Tone::Bold, "–", "-"),
+            _ => (Tone::Bold, "–", "skip"),
         };
         self.toned(tone, if self.utf8 { symbol } else { word })
     }
 
     /// Says why a command did not do what it was asked, on standard error.
     pub fn refusal(&self, refusal: &Refusal) {
-        if self.form == Form::Json {
+        if self.is_structured() {
             let error = json!({ "error": {
                 "code": refusal.code.map(|code| code.to_string()), "message": refusal.message, "remedy": refusal.help,
             }});
@@ -131,6 +170,9 @@ impl Output {
         self.talk(&format!("{}: {}", self.toned_talk(Tone::Bad, &format!("error{code}")), refusal.message));
         if !refusal.help.is_empty() {
             self.talk(&format!("  {}", refusal.help));
+        }
+        if let Some(code) = refusal.code {
+            self.talk(&format!("  more: countersign explain {code}"));
         }
     }
 
@@ -148,6 +190,17 @@ impl Output {
     pub fn time(&self, at: UnixMillis, now: UnixMillis) -> String {
         if self.terminal { ago(now.millis_since(at)) } else { at.to_string() }
     }
+}
+
+fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(std::io::stdout()).ok()?;
+    Some(usize::from(size.ws_col)).filter(|columns| *columns > 0)
+}
+
+/// `1 error`, `2 errors`.
+#[must_use]
+pub fn counted(count: usize, one: &str) -> String {
+    if count == 1 { format!("1 {one}") } else { format!("{count} {one}s") }
 }
 
 /// `12s`, `5m`, `3h`, `2d`.

@@ -10,11 +10,16 @@ struct Ran {
 }
 
 fn run(arguments: &[&str]) -> Ran {
+    with_env(arguments, &[])
+}
+
+fn with_env(arguments: &[&str], variables: &[(&str, &str)]) -> Ran {
     let output = Command::new(env!("CARGO_BIN_EXE_countersign"))
         .args(arguments)
         .env_clear()
         .env("COUNTERSIGN_SOCKET", "/nonexistent/control.sock")
         .env("LANG", "C.UTF-8")
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
     Ran {
@@ -30,6 +35,7 @@ fn a_control_plane_that_is_away_is_code_5_in_every_form() {
     insta::assert_snapshot!(text.err, @r"
     error[CS0201]: the control plane does not answer at /nonexistent/control.sock: No such file or directory (os error 2)
       Check that countersign-control runs, and the address or socket given.
+      more: countersign explain CS0201
     ");
     assert_eq!((text.code, text.out.as_str()), (5, ""));
     let json = run(&["get", "workloads", "-o", "json"]);
@@ -46,7 +52,7 @@ fn a_code_is_explained_without_a_control_plane() {
 
     Policies cover the destination, but none allows this request.
 
-    What to do:  `countersign explain` shows the nearest policy and what it lacks.
+    What to do:  `countersign explain DECISION` shows the nearest policy and what it lacks.
     HTTP status: 403
     Stage:       policy
     ");
@@ -71,6 +77,14 @@ fn wrong_usage_is_code_2_and_says_what_is_right() {
         &["revoke", "workload/billing"],
         &["delete", "workload", "billing"],
         &["explain", "GET", "https://a.example"],
+        &["explain", "GET", "--workload", "a/b"],
+        &["explain", "nonsense"],
+        &["explain", "accesspolicy.spec.nope"],
+        &["get", "zebras"],
+        &["get", "workload/a", "b"],
+        &["get", "workload/a/b", "-n", "c"],
+        &["revoke", "workload/a/b", "--wait", "soon"],
+        &["completion", "dos"],
         &["audit", "--since", "yesterday"],
     ] {
         let ran = run(arguments);
@@ -80,10 +94,91 @@ fn wrong_usage_is_code_2_and_says_what_is_right() {
 }
 
 #[test]
-fn everything_is_asked_about_first_and_nobody_is_there_to_ask() {
-    let ran = run(&["revoke", "everything"]);
-    assert_eq!(ran.code, 2);
-    assert!(ran.err.contains("--yes"), "{}", ran.err);
+fn what_was_probably_meant_is_said() {
+    for (arguments, near) in [
+        (&["get", "wrkloads"][..], "did you mean `workloads`?"),
+        (&["delete", "guardrial", "g"], "did you mean `guardrails`?"),
+        (&["explain", "AccesPolicy.spec.when"], "did you mean `AccessPolicy.spec.when`?"),
+        (&["explain", "accesspolicy.spec.wen"], "did you mean `AccessPolicy.spec.when`?"),
+        (&["aply", "-f", "x"], "'apply'"),
+        (&["apply", "--dry-rn", "-f", "x"], "'--dry-run'"),
+    ] {
+        let ran = run(arguments);
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{arguments:?}: {}", ran.err);
+        assert!(ran.err.contains(near), "{arguments:?}: {}", ran.err);
+    }
+    let settings = with_env(&["explain", "CS5001"], &[("COUNTERSIGN_SOKET", "/x")]);
+    assert_eq!(settings.err, "warning: COUNTERSIGN_SOKET is no setting; did you mean COUNTERSIGN_SOCKET?\n");
+    let other = with_env(&["explain", "CS5001"], &[("COUNTERSIGN_PROXY_STATE", "/x")]);
+    assert_eq!(other.err, "", "that one is for another program");
+}
+
+#[test]
+fn a_kind_and_its_fields_are_explained_without_a_control_plane() {
+    insta::assert_snapshot!(run(&["explain", "condition"]).out);
+    let field = run(&["explain", "AccessPolicy.spec.allow[0].paths"]);
+    insta::assert_snapshot!(field.out, @r"
+    `AccessPolicy`: which caller may do what at which destination, with which credential, under which conditions.
+
+    spec.allow[].paths  (list of text)
+      Path templates: `*` is one segment, `**` any number.
+    ");
+    let json: serde_json::Value =
+        serde_json::from_str(&run(&["explain", "accesspolicies.spec.when", "-o", "json"]).out).unwrap();
+    assert_eq!((&json["kind"], &json["items"][0]["path"]), (&"Fields".into(), &"spec.when".into()));
+}
+
+#[test]
+fn whoever_asks_for_a_form_gets_it_for_answers_and_for_errors() {
+    let yaml = run(&["explain", "CS5001", "-o", "yaml"]);
+    assert!(yaml.out.starts_with("---\napiVersion: countersign.dev/v1alpha1\nkind: Code\n"), "{}", yaml.out);
+    for arguments in
+        [&["get", "zebras", "-o", "json"][..], &["frobnicate", "-ojson"], &["apply", "--output=json"]]
+    {
+        let ran = run(arguments);
+        let error: serde_json::Value =
+            serde_json::from_str(&ran.err).unwrap_or_else(|_| panic!("{}", ran.err));
+        assert!(error["error"]["message"].is_string() && ran.code == 2 && ran.out.is_empty(), "{error}");
+    }
+}
+
+#[test]
+fn colour_is_for_terminals_or_for_whoever_asks() {
+    let escape = |ran: &Ran| ran.out.contains('\x1b') || ran.err.contains('\x1b');
+    let away = ["get", "workloads"];
+    assert!(!escape(&run(&away)), "a pipe gets none");
+    assert!(escape(&run(&["get", "workloads", "--color", "always"])));
+    assert!(escape(&with_env(&away, &[("CLICOLOR_FORCE", "1")])));
+    assert!(!escape(&with_env(&away, &[("CLICOLOR_FORCE", "1"), ("NO_COLOR", "1")])));
+    assert!(!escape(&with_env(&away, &[("CLICOLOR_FORCE", "1"), ("TERM", "dumb")])));
+}
+
+#[test]
+fn a_shell_is_told_what_comes_next() {
+    let script = run(&["completion", "bash"]);
+    assert!(script.code == 0 && script.out.contains("complete"), "{}", script.out);
+    let next = |words: &[&str]| {
+        let index = (words.len() - 1).to_string();
+        let variables = [("COMPLETE", "bash"), ("_CLAP_COMPLETE_INDEX", &*index), ("_CLAP_IFS", "\n")];
+        with_env(&[&["--"], words].concat(), &variables).out
+    };
+    assert!(next(&["countersign", "ap"]).contains("apply"));
+    let kinds = next(&["countersign", "get", ""]);
+    assert!(kinds.contains("accesspolicies") && kinds.contains("grants"), "{kinds}");
+    // Nobody answers for live names here, and that is no error.
+    assert!(next(&["countersign", "revoke", ""]).contains("everything"));
+}
+
+#[test]
+fn what_can_not_be_undone_is_asked_about_first_and_nobody_is_there_to_ask() {
+    for arguments in [&["revoke", "everything"][..], &["delete", "guardrail", "g"]] {
+        let ran = run(arguments);
+        assert_eq!(ran.code, 2);
+        assert!(ran.err.contains("--yes"), "{}", ran.err);
+    }
+    // To be told what would happen needs no courage.
+    assert_eq!(run(&["revoke", "everything", "--dry-run"]).code, 5);
+    assert_eq!(run(&["delete", "guardrail", "g", "--dry-run"]).code, 5);
 }
 
 #[test]
@@ -115,7 +210,7 @@ fn an_export_is_verified_without_a_control_plane() {
     };
     let whole = verify([line(&first, "{\"a\":1}"), line(&second, "{\"a\":2}")].join("\n"));
     assert_eq!(whole.code, 0, "{}", whole.out);
-    assert!(whole.out.ends_with("whole: 2 records in 1 streams of an export\n"), "{}", whole.out);
+    assert!(whole.out.ends_with("whole: 2 records in 1 stream of an export\n"), "{}", whole.out);
     let edited = verify([line(&first, "{\"a\":1}"), line(&second, "{\"a\":3}")].join("\n"));
     assert_eq!(edited.code, 3);
     assert!(edited.out.contains("broken at record 2: CS9002"), "{}", edited.out);

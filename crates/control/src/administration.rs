@@ -8,7 +8,7 @@ use model::slice::{BYPASS_MAX_MILLIS, Block, BlockTarget, Bypass, Egress};
 use model::{Code, DecisionId, Failure, GrantId, ResourceRef, UnixMillis, Version};
 use policy::compile;
 use resources::kind::{Kind, Spec};
-use resources::{Diagnostic, Document, Set, parse, validate};
+use resources::{Diagnostic, Document, Parsed, Set, parse, validate};
 use serde_json::{Value, json};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -97,9 +97,11 @@ impl Admin {
         let files: Vec<(String, String)> =
             request.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
         let default = Some(request.default_namespace.as_str()).filter(|namespace| !namespace.is_empty());
-        let (documents, mut diagnostics) = parse(&files, default);
+        let Parsed { documents, mut diagnostics, broken } = parse(&files, default);
         let (base, mut set, stored) = self.stored().await?;
         let mut changes = Vec::new();
+        let before = set.clone();
+        broken.into_iter().for_each(|(kind, name)| set.note_broken(kind, name));
         for document in &documents {
             let json = document.to_json().to_string();
             let before =
@@ -114,11 +116,19 @@ impl Admin {
             set.insert(document.clone());
         }
         diagnostics.extend(validate(&documents, &set));
+        diagnostics.extend(policy::expressions(&documents));
+        diagnostics.extend(broken_elsewhere(&documents, &before, &set));
         if !diagnostics.iter().any(Diagnostic::is_error)
             && let Err(found) = compile(&set)
         {
             diagnostics.extend(found);
         }
+        // As they stand in the files; what concerns none of them comes last.
+        let at = |diagnostic: &Diagnostic| {
+            let file = request.files.iter().position(|file| file.name == diagnostic.at.file);
+            (file.unwrap_or(usize::MAX), diagnostic.at.line, diagnostic.at.column)
+        };
+        diagnostics.sort_by_key(at);
         Ok(Proposal { base, changes, diagnostics })
     }
 
@@ -150,7 +160,8 @@ impl Admin {
         Ok(Proposal { base, changes: changes.collect(), diagnostics })
     }
 
-    /// A destination that nothing covers any more passes untouched in `observe`: whoever deletes its policy is told.
+    /// A destination that nothing covers any more passes untouched in `observe`, and is refused in `enforce`: whoever
+    /// deletes its policy is told.
     fn uncovered_by(&self, document: &Document, before: &Set, after: &Set) -> Option<Diagnostic> {
         let Spec::AccessPolicy(spec) = &document.spec else { return None };
         let namespace = document.name.namespace.as_ref();
@@ -168,14 +179,24 @@ impl Admin {
             }
             _ => false,
         });
-        (mode != Some(Egress::Enforce) && !still).then(|| {
-            let message = format!(
-                "nothing covers destination `{}` for workload `{}` any more: its calls will pass without a credential",
-                spec.destination, spec.workload
-            );
-            Diagnostic::warning(Code::UncoveredAfterDelete, document.at(""), message)
-                .help("set `egress: enforce` on the Workload, or block it with `countersign revoke`")
-        })
+        if still {
+            return None;
+        }
+        let nothing = format!(
+            "nothing covers destination `{}` for workload `{}` any more",
+            spec.destination, spec.workload
+        );
+        let (message, help) = match mode {
+            Some(Egress::Enforce) => (
+                format!("{nothing}: its calls will be refused (egress mode `enforce`)"),
+                "in `observe` they would pass without a credential",
+            ),
+            _ => (
+                format!("{nothing}: its calls will pass without a credential (egress mode `observe`)"),
+                "set `egress: enforce` on the Workload, or block it with `countersign revoke`",
+            ),
+        };
+        Some(Diagnostic::warning(Code::UncoveredAfterDelete, document.at(""), message).help(help))
     }
 
     /// Makes the changes of a proposal, if nothing has moved since it was validated; `None` if something has.
@@ -210,10 +231,22 @@ impl Admin {
         self.proxies.wait(patience, |_| true, |state: &ProxyState| state.confirmed >= version).await
     }
 
-    async fn revoke_grant(&self, id: &str, author: &Author, wait_ms: u32) -> Result<v1::RevokeResponse> {
+    async fn revoke_grant(
+        &self,
+        id: &str,
+        request: &v1::RevokeRequest,
+        author: &Author,
+    ) -> Result<v1::RevokeResponse> {
         let grant = GrantId(id.into());
         let before = self.store.live_grants(None, now()).await.map_err(failed)?;
-        let already = before.iter().find(|live| live.id == grant).and_then(|live| live.revoked_at);
+        let live = before.iter().find(|live| live.id == grant);
+        let already = live.and_then(|live| live.revoked_at);
+        if request.dry_run {
+            let live = live.ok_or_else(|| not_found(format!("grant {id}")))?;
+            let verb = if already.is_some() { "unchanged" } else { "revoked" };
+            let concerns = |state: &ProxyState| state.caller == live.caller;
+            return Ok(self.foreseen(verb, concerns, live.expires_at.0, already.map_or(0, |at| at.0)));
+        }
         let revoked = self.store.revoke_grant(&grant, now()).await.map_err(failed)?;
         let revoked = revoked.ok_or_else(|| not_found(format!("grant {id}")))?;
         let version = self.store.version().await.map_err(failed)?;
@@ -228,7 +261,7 @@ impl Admin {
             self.store.append_events(&[What::Administration(event)], now()).await.map_err(failed)?;
         }
         let serial = self.proxies.revoke(revoked.caller.clone(), grant);
-        let patience = Duration::from_millis(u64::from(wait_ms)).min(WAIT_MAX);
+        let patience = Duration::from_millis(u64::from(request.wait_ms)).min(WAIT_MAX);
         let concerns = |state: &ProxyState| state.caller == revoked.caller;
         let (proxies, confirmed) =
             self.proxies.wait(patience, concerns, |state| state.revocations >= serial).await;
@@ -243,12 +276,46 @@ impl Admin {
         })
     }
 
+    /// What a revocation would do.
+    fn foreseen(
+        &self,
+        verb: &str,
+        concerns: impl Fn(&ProxyState) -> bool,
+        last_expiry_ms: i64,
+        since_ms: i64,
+    ) -> v1::RevokeResponse {
+        let proxies = self.proxies.all().iter().filter(|state| concerns(state)).count();
+        v1::RevokeResponse {
+            verb: verb.to_owned(),
+            version: Some(self.index.now().version.into()),
+            proxies: u32::try_from(proxies).unwrap_or(u32::MAX),
+            last_expiry_ms,
+            since_ms,
+            ..v1::RevokeResponse::default()
+        }
+    }
+
+    async fn foresee_block(&self, target: &BlockTarget, lift: bool) -> Result<v1::RevokeResponse> {
+        let state = self.store.state().await.map_err(failed)?;
+        let standing = state.blocks.iter().find(|stored| stored.block.target == *target);
+        let since = standing.map_or(0, |stored| stored.since.0);
+        Ok(match (lift, standing) {
+            (true, None) => self.foreseen("unchanged", |_| true, 0, 0),
+            (true, Some(_)) => self.foreseen("lifted", |_| true, 0, 0),
+            (false, Some(_)) => self.foreseen("unchanged", |_| true, self.last_expiry(target).await?, since),
+            (false, None) => self.foreseen("blocked", |_| true, self.last_expiry(target).await?, 0),
+        })
+    }
+
     async fn block(
         &self,
         target: BlockTarget,
         request: &v1::RevokeRequest,
         author: &Author,
     ) -> Result<v1::RevokeResponse> {
+        if request.dry_run {
+            return self.foresee_block(&target, request.lift).await;
+        }
         let (verb, block, since, version) = if request.lift {
             match self.store.lift(&target, &author.0, now()).await.map_err(failed)? {
                 Some((stored, version)) => ("lifted", stored.block.id, stored.since, version),
@@ -311,11 +378,9 @@ impl Admin {
                         if begins {
                             found.clear();
                         }
-                        if begins
-                            || found
-                                .iter()
-                                .any(|event| decision_of(&event.what).is_some_and(|(f, _)| f == id))
-                        {
+                        let known =
+                            |event: &Event| decision_of(&event.what).is_some_and(|(known, _)| known == id);
+                        if begins || found.iter().any(known) {
                             found.push(event);
                         }
                     }
@@ -328,7 +393,13 @@ impl Admin {
     }
 
     async fn items(&self, request: &v1::GetRequest) -> Result<Vec<v1::Item>> {
-        match request.kind.as_str() {
+        let mut items = self.all_items(&request.kind).await?;
+        items.retain(|item| item.reference.as_ref().is_some_and(|reference| matches(request, reference)));
+        Ok(items)
+    }
+
+    async fn all_items(&self, kind: &str) -> Result<Vec<v1::Item>> {
+        match kind {
             "blocks" => {
                 let state = self.store.state().await.map_err(failed)?;
                 Ok(state.blocks.iter().map(block_item).collect())
@@ -358,22 +429,42 @@ impl Admin {
                     refuse(Failure::new(Code::InvalidValue, detail))
                 })?;
                 let (_, _, stored) = self.stored().await?;
-                Ok(stored
-                    .iter()
-                    .filter(|stored| stored.kind == kind)
-                    .filter(|stored| matches(request, stored))
-                    .map(document_item)
-                    .collect())
+                Ok(stored.iter().filter(|stored| stored.kind == kind).map(document_item).collect())
             }
         }
     }
 }
 
-fn matches(request: &v1::GetRequest, stored: &StoredDocument) -> bool {
-    let namespace = stored.name.namespace.as_ref().map(ToString::to_string);
-    let namespace_fits =
-        request.namespace.is_empty() || namespace.is_none_or(|namespace| namespace == request.namespace);
-    namespace_fits && (request.name.is_empty() || *stored.name.name == *request.name)
+/// What a change breaks in stored documents that refer to a changed one: a policy whose destination its workload may no
+/// longer use, or that is no longer shared, would quietly stop covering it.
+fn broken_elsewhere(changed: &[Document], before: &Set, after: &Set) -> Vec<Diagnostic> {
+    let is = |document: &Document, other: &Document| {
+        document.kind() == other.kind() && document.name == other.name
+    };
+    let may_refer = |document: &&Document| {
+        resources::set::references(document).iter().any(|reference| {
+            let name = reference.text.rsplit('/').next();
+            changed.iter().any(|other| other.kind() == reference.kind && name == Some(&*other.name.name))
+        })
+    };
+    let others = after.iter().filter(|document| !changed.iter().any(|other| is(document, other)));
+    let broken = others.filter(may_refer).flat_map(|document| {
+        let alone = std::slice::from_ref(document);
+        let known = validate(alone, before);
+        let is_new = move |found: &Diagnostic| found.is_error() && !known.contains(found);
+        validate(alone, after).into_iter().filter(is_new).map(|mut found| {
+            found.message = format!("{}, which is stored: {}", document.label(), found.message);
+            found
+        })
+    });
+    broken.collect()
+}
+
+/// What belongs to no namespace is found from every one.
+fn matches(request: &v1::GetRequest, item: &v1::Reference) -> bool {
+    let fits = |wanted: &str, is: &str| wanted.is_empty() || wanted == is;
+    (item.namespace.is_empty() || fits(&request.namespace, &item.namespace))
+        && fits(&request.name, &item.name)
 }
 
 /// The decision that an event is about, and whether it begins it.
@@ -381,7 +472,9 @@ fn decision_of(what: &What) -> Option<(DecisionId, bool)> {
     match what {
         What::Intent(intent) => Some((intent.decision, true)),
         What::Refusal(refusal) => Some((refusal.decision, true)),
+        What::Passed(passed) => Some((passed.decision, true)),
         What::Outcome(outcome) => Some((outcome.decision, false)),
+        What::StandingCredential(standing) => Some((standing.decision, false)),
         _ => None,
     }
 }
@@ -415,13 +508,9 @@ fn document_item(stored: &StoredDocument) -> v1::Item {
     }
 }
 
-fn state_item(kind: &str, name: &str, json: &Value, since: UnixMillis, author: &str) -> v1::Item {
+fn state_item(reference: v1::Reference, json: &Value, since: UnixMillis, author: &str) -> v1::Item {
     v1::Item {
-        reference: Some(v1::Reference {
-            kind: kind.to_owned(),
-            namespace: String::new(),
-            name: name.to_owned(),
-        }),
+        reference: Some(reference),
         json: json.to_string(),
         revision: 0,
         created_at_ms: since.0,
@@ -432,9 +521,17 @@ fn state_item(kind: &str, name: &str, json: &Value, since: UnixMillis, author: &
 
 fn block_item(stored: &crate::store::StoredBlock) -> v1::Item {
     let block = v1::Block::from(&stored.block);
-    let target = if block.name.is_empty() { block.kind } else { format!("{}/{}", block.kind, block.name) };
+    let target =
+        if block.name.is_empty() { block.kind.clone() } else { format!("{}/{}", block.kind, block.name) };
     let json = json!({ "id": block.id, "target": target, "reason": block.reason });
-    state_item("block", &target, &json, stored.since, &stored.author)
+    // By what is blocked: so it is lifted.
+    let reference = match &stored.block.target {
+        BlockTarget::Everything => v1::Reference { kind: block.kind, ..v1::Reference::default() },
+        BlockTarget::Workload(name) | BlockTarget::Destination(name) | BlockTarget::Provider(name) => {
+            reference(&block.kind, name)
+        }
+    };
+    state_item(reference, &json, stored.since, &stored.author)
 }
 
 fn bypass_item(stored: &crate::store::StoredBypass) -> v1::Item {
@@ -443,10 +540,8 @@ fn bypass_item(stored: &crate::store::StoredBypass) -> v1::Item {
         "id": bypass.id, "target": format!("workload/{}", bypass.workload), "reason": bypass.reason,
         "until": bypass.until.to_string(),
     });
-    v1::Item {
-        reference: Some(reference("bypass", &bypass.workload)),
-        ..state_item("bypass", &bypass.id, &json, stored.since, &stored.author)
-    }
+    // By the workload: so it is lifted.
+    state_item(reference("workload", &bypass.workload), &json, stored.since, &stored.author)
 }
 
 fn grant_item(grant: &crate::store::StoredGrant) -> v1::Item {
@@ -455,7 +550,9 @@ fn grant_item(grant: &crate::store::StoredGrant) -> v1::Item {
         "provider": grant.provider, "expiresAt": grant.expires_at.to_string(),
         "revokedAt": grant.revoked_at.map(|at| at.to_string()),
     });
-    state_item("grant", &grant.id.0, &json, grant.issued_at, grant.caller.path())
+    let reference =
+        v1::Reference { kind: "grant".to_owned(), namespace: String::new(), name: grant.id.0.to_string() };
+    state_item(reference, &json, grant.issued_at, grant.caller.path())
 }
 
 fn caller_item(binding: &crate::store::Binding, workloads: &[ResourceRef]) -> v1::Item {
@@ -465,7 +562,12 @@ fn caller_item(binding: &crate::store::Binding, workloads: &[ResourceRef]) -> v1
         "attributes": caller.attributes, "provider": caller.attestation.provider, "kind": caller.attestation.kind,
         "evidenceIssuedAt": caller.attestation.issued_at.to_string(),
     });
-    state_item("caller", caller.id.path(), &json, caller.attestation.issued_at, &caller.attestation.provider)
+    let reference = v1::Reference {
+        kind: "caller".to_owned(),
+        namespace: caller.namespace.to_string(),
+        name: caller.id.path().to_owned(),
+    };
+    state_item(reference, &json, caller.attestation.issued_at, &caller.attestation.provider)
 }
 
 fn diagnostic_message(diagnostic: &Diagnostic) -> v1::Diagnostic {
@@ -615,9 +717,7 @@ impl Administration for Admin {
         let author = self.author(&request)?;
         let request = request.into_inner();
         let response = match &request.target {
-            Some(v1::revoke_request::Target::Grant(id)) => {
-                self.revoke_grant(id, &author, request.wait_ms).await?
-            }
+            Some(v1::revoke_request::Target::Grant(id)) => self.revoke_grant(id, &request, &author).await?,
             Some(v1::revoke_request::Target::Block(reference)) => {
                 let target = block_target(reference)?;
                 self.must_exist(&target, request.lift).await?;

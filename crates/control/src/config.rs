@@ -159,7 +159,7 @@ pub struct Settings {
 
     /// Seconds that a proxy's certificate lives.
     #[arg(long, env = "COUNTERSIGN_CONTROL_SVID_LIFETIME", value_name = "SECONDS", default_value_t = 3600,
-        value_parser = clap::value_parser!(i64).range(60..=86_400))]
+        value_parser = clap::value_parser!(i64).range(10..=86_400))]
     pub svid_lifetime: i64,
 
     /// What is logged: a level, or directives such as `info,control::watch=debug`.

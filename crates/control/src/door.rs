@@ -89,3 +89,53 @@ pub fn listen(path: &Path) -> anyhow::Result<UnixListener> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).with_context(describe)?;
     Ok(listener)
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::UnixStream;
+
+    use super::*;
+
+    /// A request by the socket, from this process.
+    fn by_socket() -> tonic::Request<()> {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let mut request = tonic::Request::new(());
+        request.extensions_mut().insert(UdsConnectInfo { peer_addr: None, peer_cred: ours.peer_cred().ok() });
+        request
+    }
+
+    #[tokio::test]
+    async fn the_socket_s_peer_must_be_root_or_our_own_user() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut door = Door::open(&directory.path().join("token")).unwrap();
+        let own = rustix::process::geteuid().as_raw();
+        assert_eq!(door.author(&by_socket()).unwrap(), Author(format!("unix:{own}")));
+        // The mode of the socket lets nobody else come this far; if somebody did, the kernel's word on the peer counts.
+        door.uids = vec![own + 1];
+        assert_eq!(door.author(&by_socket()).unwrap_err().code, Code::NotAuthorised);
+        // A token does not help on the socket: its peer is known.
+        let mut request = by_socket();
+        let token = String::from_utf8(door.token.expose().to_vec()).unwrap();
+        request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        assert_eq!(door.author(&request).unwrap_err().code, Code::NotAuthorised);
+        // Elsewhere it does.
+        *request.extensions_mut() = tonic::Extensions::default();
+        assert_eq!(door.author(&request).unwrap(), Author("token:admin".to_owned()));
+        request.metadata_mut().insert("authorization", format!("Bearer {}", "0".repeat(64)).parse().unwrap());
+        assert_eq!(door.author(&request).unwrap_err().code, Code::NotAuthorised);
+    }
+
+    #[test]
+    fn token_and_socket_are_for_their_owner_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let token = directory.path().join("token");
+        drop(Door::open(&token).unwrap());
+        assert_eq!(mode(&token), 0o600);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let socket = directory.path().join("control.sock");
+        let _listener = listen(&socket).unwrap();
+        assert_eq!(mode(&socket), 0o600);
+    }
+}

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use model::audit::{Event, What};
 use model::name::{HostName, SpiffeId};
 use model::request::{Action, RequestFacts};
+use model::slice::{Block, BlockTarget};
 use model::{Attestation, Caller, Code, Failure, UnixMillis, Verdict};
 use policy::snapshot::{Considered, Fact};
 use policy::{Question, Snapshot};
@@ -50,10 +51,14 @@ pub fn hypothetical(
         return Ok(stages.response(None, summary, String::new(), &[]));
     }
     let Some(destination) = covering else {
-        let code = match egress {
+        // Of what nothing covers, a block knows the workload and everything.
+        let stops =
+            |block: &&Block| matches!(block.target, BlockTarget::Workload(_) | BlockTarget::Everything);
+        let blocked = snapshot.slice().blocks.iter().find(stops).map(|_| Code::Blocked);
+        let code = blocked.or(match egress {
             model::slice::Egress::Enforce => Some(Code::NotCovered),
             model::slice::Egress::Observe => None,
-        };
+        });
         let line = format!("no policy of this workload covers {}:{}", facts.host, facts.port);
         let mode = format!("egress mode {}", egress.as_str());
         stages.set("policy", if code.is_some() { "fail" } else { "ok" }, [line, mode]);
@@ -101,6 +106,15 @@ fn nearest_line(near: &model::decision::NearMiss) -> String {
         })
         .collect();
     format!("Nearest: {}, if it also allowed {}.", near.policy, missing.join(" and "))
+}
+
+/// A policy that came near, and what it lacks.
+fn near_lines(near: &model::decision::NearMiss) -> Vec<String> {
+    let misses = near.failed.iter().map(|miss| {
+        let (what, seen, allowed) = (miss.what.clone(), miss.seen.clone(), miss.allowed.clone());
+        fact_line(&Fact { what, held: Some(false), seen, allowed })
+    });
+    std::iter::once(format!("{} (permit)", near.policy)).chain(misses).collect()
 }
 
 fn considered_lines(considered: &Considered) -> Vec<String> {
@@ -220,15 +234,42 @@ pub fn recorded(events: &[Event]) -> Option<v1::ExplainResponse> {
             What::Refusal(refusal) => {
                 summary = format!("DENIED {} {}{}", refusal.method, refusal.authority, refusal.path);
                 code = Some(refusal.code);
+                stages.set("capture", "ok", [format!("to {}", refusal.authority)]);
+                if let Some(destination) = &refusal.destination {
+                    stages.set("tls", "ok", [format!("belongs to destination {destination}")]);
+                }
+                if !refusal.path.is_empty() {
+                    stages.set("protocol", "ok", [format!("{} {}", refusal.method, refusal.path)]);
+                }
                 if let Some(caller) = &refusal.caller {
                     stages.set("identity", "ok", [caller.to_string()]);
                 }
                 let mut lines = vec![format!("{} {}", refusal.code, refusal.detail)];
-                lines.extend(refusal.nearest.iter().map(nearest_line));
+                lines.extend(refusal.nearest.iter().flat_map(near_lines));
+                if let Some(version) = refusal.version {
+                    lines.push(format!("policy {version}"));
+                }
                 stages.set(refusal.code.stage().as_str(), "fail", lines);
                 nearest = refusal.nearest.first().map(nearest_line).unwrap_or_default();
                 stages.set("upstream", "skip", ["nothing was sent".to_owned()]);
                 stages.set("audit", "ok", [event.time.to_string()]);
+            }
+            What::Passed(passed) => {
+                let name = passed.name.as_ref().unwrap_or(&passed.address);
+                summary = format!("PASSED {name} untouched, without a credential");
+                stages.set("capture", "ok", [format!("to {}", passed.address)]);
+                stages.set("tls", "ok", [format!("left shut: {}", passed.protocol)]);
+                stages.set("identity", "ok", [passed.caller.to_string()]);
+                let covered = passed.destination.as_ref().map_or(
+                    "no policy covers it, and the egress mode is `observe`".to_owned(),
+                    |destination| format!("destination {destination} is carried as it is"),
+                );
+                stages.set("policy", "ok", [covered]);
+                stages.set("audit", "ok", [event.time.to_string()]);
+            }
+            What::StandingCredential(standing) => {
+                let line = format!("the application's own `{}` was removed", standing.header);
+                stages.set("rewrite", "ok", [line, format!("fingerprint {}", standing.fingerprint)]);
             }
             _ => {}
         }

@@ -64,6 +64,9 @@ pub enum Fault {
     Us,
 }
 
+/// Stands in a remedy for the id of the decision that it is about.
+const DECISION: &str = "DECISION";
+
 /// One row of the table.
 #[derive(Debug)]
 pub struct Entry {
@@ -118,7 +121,7 @@ codes! {
         "Mend the line that the message shows.";
     UnknownField "CS0102" "Unknown field" None, "-", false, Operator,
         "The document has a field that this kind does not know; a misspelt field must not be ignored silently.",
-        "Use the field that the message proposes, or see docs/reference/resources.md.";
+        "Use the field that the message proposes; `countersign explain KIND` lists all of them (docs/reference/resources.md).";
     InvalidValue "CS0103" "Invalid value" None, "-", false, Operator,
         "A field's value is not one that it can have.",
         "The message says what is allowed.";
@@ -149,9 +152,9 @@ codes! {
     FreshnessOutOfReach "CS0131" "Evidence can't be that fresh" None, "-", false, Operator,
         "A policy asks for a fresher attestation than the kind of evidence can give.",
         "Allow at least the evidence's renewal interval.";
-    UncoveredAfterDelete "CS0132" "Calls will pass without a credential" None, "-", false, Operator,
-        "After this deletion nothing covers the destination, and in egress mode `observe` such calls pass untouched.",
-        "Set `egress: enforce` on the Workload, or block it with `countersign revoke`.";
+    UncoveredAfterDelete "CS0132" "Destination is no longer covered" None, "-", false, Operator,
+        "After this deletion nothing covers the destination: in egress mode `observe` calls pass without a credential, in `enforce` they are refused.",
+        "Set `egress: enforce` on the Workload, or block it with `countersign revoke workload/NAME`.";
     ControlPlaneAway "CS0201" "Control plane can't be reached" None, "-", true, Us,
         "The command line could not connect to the control plane.",
         "Check that countersign-control runs, and the address or socket given.";
@@ -160,7 +163,7 @@ codes! {
         "Run as the control plane's user or root, or give the token file that its first start wrote.";
     NotFound "CS0203" "Not found" None, "-", false, Operator,
         "There is no such document, decision, grant or block.",
-        "`countersign get KIND` lists what there is.";
+        "`countersign get KIND` lists what there is; `countersign audit` has the ids of decisions.";
 
     // 1: capture
     NoOriginalDestination "CS1001" "Original destination unknown" None, "-", false, Operator,
@@ -199,16 +202,16 @@ codes! {
         "Mend the client.";
     HeaderTooLarge "CS3002" "Request header too large" Some(431), "http_request_error", false, Caller,
         "The request's header has more fields or bytes than the proxy's limit.",
-        "Send less, or raise the limit.";
+        "Send less, or raise the proxy's `--max-header-kib`.";
     BodyTooLarge "CS3003" "Request body too large" Some(413), "http_request_error", false, Caller,
         "The request's body is longer than the configured limit.",
-        "Send less, or raise the limit.";
+        "Send less, or raise the proxy's `--max-body-mib`.";
     TooManyRequests "CS3004" "Too many requests" Some(429), "http_request_error", true, Caller,
         "The application has more open requests than the proxy's limit for it.",
-        "Make fewer calls at a time, or raise the limit.";
+        "Make fewer calls at a time, or raise the proxy's `--max-requests`.";
     OverLimit "CS3005" "Proxy is at its limit" Some(503), "connection_limit_reached", true, Us,
         "The proxy holds as many connections, or as much memory, as its limit.",
-        "Raise the limit or the memory of the proxy.";
+        "Raise the proxy's `--max-connections`, or its memory.";
     Misdirected "CS3006" "Names disagree" Some(421), "http_request_error", false, Caller,
         "SNI, Host or `:authority`, and port of one request name different services.",
         "Mend the client; a connection is for the one name that it was opened for.";
@@ -240,7 +243,7 @@ codes! {
     // 4: identity
     NoCaller "CS4001" "Workload is not attested" Some(503), "proxy_internal_error", true, Operator,
         "The proxy has no attested caller: the control plane did not accept its evidence, or could not be asked yet.",
-        "See the proxy's log and `countersign audit` for the reason.";
+        "See the proxy's log, or `countersign audit --denied`, for the reason.";
     EvidenceInvalid "CS4002" "Evidence does not verify" None, "-", false, Operator,
         "Signature, issuer, audience or form of the evidence is not what the TrustProvider asks for.",
         "Compare the token's `iss` and `aud` with the TrustProvider.";
@@ -266,16 +269,16 @@ codes! {
     // 5: policy
     NoPolicyAllows "CS5001" "Denied by policy" Some(403), "http_request_denied", false, Operator,
         "Policies cover the destination, but none allows this request.",
-        "`countersign explain` shows the nearest policy and what it lacks.";
+        "`countersign explain DECISION` shows the nearest policy and what it lacks.";
     Forbidden "CS5002" "Forbidden by guardrail" Some(403), "http_request_denied", false, Operator,
         "A guardrail forbids it; no policy can override that.",
         "Talk to the owner of the guardrail.";
     NoSnapshot "CS5003" "No policy yet" Some(503), "proxy_internal_error", true, Us,
         "The proxy has never received its policy, nor kept one from before; nothing passes until then.",
-        "Check that the control plane can be reached from the proxy.";
+        "Check that the control plane can be reached from the proxy; `countersign status` shows which proxies it knows.";
     PolicyError "CS5004" "Policy could not be evaluated" Some(403), "http_request_denied", false, Operator,
         "An expression failed while it was evaluated; an erring guardrail must not be skipped, so the call is denied.",
-        "`countersign explain` names the expression; guard optional values with `has`.";
+        "`countersign explain DECISION` names the expression; ask with `has` before using a value that may be absent.";
     NotCovered "CS5005" "No policy covers it" Some(403), "http_request_denied", false, Operator,
         "No policy covers this destination for this workload, and its egress mode is `enforce`.",
         "Write an AccessPolicy for it, or set the egress mode to `observe`.";
@@ -284,7 +287,7 @@ codes! {
         "Make the rules disjoint, or name one credential.";
     Blocked "CS5007" "Blocked" Some(403), "http_request_denied", false, Operator,
         "An administrator has blocked the workload, the destination or the credential provider.",
-        "`countersign get blocks` shows it; `countersign revoke --lift` ends it.";
+        "`countersign get blocks` shows it; `countersign revoke TARGET --lift` ends it.";
     BypassEnded "CS5020" "Bypass has ended" None, "-", false, Operator,
         "The connection passed untouched under a bypass, which is over; a policy covers what it goes to.",
         "Nothing: a new connection is judged as ever. `countersign get bypasses` shows those in force.";
@@ -307,7 +310,7 @@ codes! {
         "Correct the CredentialProvider.";
     IssueDenied "CS6006" "Denied by the control plane" Some(403), "http_request_denied", false, Operator,
         "The control plane decided again on issuing, and denied.",
-        "`countersign explain` with the decision id shows its reason.";
+        "`countersign explain DECISION` shows its reason.";
 
     // 8: upstream
     UpstreamUntrusted "CS8001" "Upstream certificate does not verify" Some(502), "tls_certificate_error", false, Upstream,
@@ -321,7 +324,7 @@ codes! {
         "Check the destination.";
     UpstreamTimeout "CS8004" "Upstream too slow" Some(504), "http_response_timeout", true, Upstream,
         "The destination did not accept the connection, or did not answer, in time.",
-        "Check the destination, or raise the time-out.";
+        "Check the destination, or raise the proxy's `--connect-timeout` or `--answer-timeout`.";
     UpstreamBadAnswer "CS8005" "Upstream's answer is not valid" Some(502), "http_protocol_error", false, Upstream,
         "The destination broke off before its answer, or answered what is not valid HTTP.",
         "Check the destination.";
@@ -345,13 +348,21 @@ codes! {
     // 9: audit
     SpoolFull "CS9001" "Audit spool is full" Some(503), "proxy_internal_error", true, Us,
         "Events can't be delivered and the spool on disk is full; a call that needs a credential is not made unrecorded.",
-        "Check the control plane; raise the spool's size.";
+        "Check the control plane; raise the proxy's `--spool-max-mib`.";
     ChainBroken "CS9002" "Audit chain is broken" None, "-", false, Operator,
         "A record does not match the hash that its successor remembers: one of them was changed.",
-        "Compare with an export or a backup; the verification says where and whose stream.";
+        "Compare with an export or a backup; `countersign audit verify` says where and whose stream.";
     ChainGap "CS9003" "Audit records are missing" None, "-", false, Operator,
         "A stream has a gap, or its tail behind a signed checkpoint is gone.",
-        "The verification says who owed the records.";
+        "`countersign audit verify` says who owed the records.";
+}
+
+impl Entry {
+    /// What to do about one decision: a command in it can be run as it is.
+    #[must_use]
+    pub fn remedy_for(&self, decision: crate::DecisionId) -> String {
+        self.remedy.replace(DECISION, &decision.to_string())
+    }
 }
 
 impl Code {

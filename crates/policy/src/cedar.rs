@@ -99,32 +99,41 @@ pub struct Checked {
 /// Makes the Cedar policy and checks it.
 ///
 /// # Errors
-/// [`BadExpression`] if the document's expression does not parse, or names what a policy can't see.
-pub fn compile(source: &Source<'_>) -> Result<Checked, BadExpression> {
+/// All that is wrong, by its place in the document's expression: it does not parse, or names what a policy can't see.
+pub fn compile(source: &Source<'_>) -> Result<Checked, Vec<BadExpression>> {
     if let Some(when) = source.when {
         // Alone first: what is not one expression must not become more than one by being put between braces.
-        when.parse::<Expression>().map_err(|errors| located(&errors, when, 0))?;
+        when.parse::<Expression>().map_err(|errors| all_located(errors.iter(), when, 0))?;
     }
+    let when = source.when.unwrap_or_default();
     let (text, offset) = render(source);
     let policy = Policy::parse(Some(PolicyId::new(source.id)), &text)
-        .map_err(|errors| located(&errors, source.when.unwrap_or_default(), offset))?;
+        .map_err(|errors| all_located(errors.iter(), when, offset))?;
     let sees = Sees::of(&policy);
     let mut set = PolicySet::new();
-    set.add(policy).map_err(|error| BadExpression {
-        message: error.to_string(),
-        offset: 0,
-        length: 1,
-        help: String::new(),
+    set.add(policy).map_err(|error| {
+        vec![BadExpression { message: error.to_string(), offset: 0, length: 1, help: String::new() }]
     })?;
     let result = Validator::new(schema().clone()).validate(&set, ValidationMode::Strict);
-    // The checker's errors first: they say where in the expression. It finds each once for every action, in no order.
-    let when = source.when.unwrap_or_default();
-    let errors = result.validation_errors().map(|error| located(error, when, offset));
-    if let Some(first) = errors.min_by(|a, b| (a.offset, &a.message).cmp(&(b.offset, &b.message))) {
-        return Err(first);
+    // The checker's errors first: they say where in the expression.
+    let wrong = all_located(result.validation_errors(), when, offset);
+    if !wrong.is_empty() {
+        return Err(wrong);
     }
-    let sees = sees.map_err(|unknown| unseen(&unknown, when))?;
+    let sees = sees.map_err(|unknown| vec![unseen(&unknown, when)])?;
     Ok(Checked { text, sees })
+}
+
+/// Cedar finds each error once for every action, in no order; one place is shown once.
+fn all_located<'a, E: miette::Diagnostic + 'a>(
+    errors: impl Iterator<Item = &'a E>,
+    when: &str,
+    offset: usize,
+) -> Vec<BadExpression> {
+    let mut all: Vec<_> = errors.map(|error| located(error, when, offset)).collect();
+    all.sort_by(|a, b| (a.offset, &a.message).cmp(&(b.offset, &b.message)));
+    all.dedup_by_key(|error| error.offset);
+    all
 }
 
 /// The policy's text, and the offset at which the document's expression stands in it.
@@ -194,7 +203,26 @@ fn located(error: &dyn miette::Diagnostic, expression: &str, offset: usize) -> B
         .iter()
         .fold(message, |message, action| message.replace(&format!(" for Action::\"{action}\""), ""));
     let help = error.help().map(|help| help.to_string()).unwrap_or_default();
-    BadExpression { message, offset: at, length, help }
+    named(&BadExpression { message, offset: at, length, help }, expression)
+}
+
+/// An attribute that is not there, by its own name and place: Cedar points at the whole access.
+fn named(bad: &BadExpression, expression: &str) -> BadExpression {
+    let found =
+        bad.message.strip_prefix("attribute `").and_then(|rest| rest.strip_suffix("` in context not found"));
+    let place = found.and_then(|path| {
+        let name = path.rsplit('.').next()?;
+        let within = expression.get(bad.offset..bad.offset + bad.length)?.rfind(name)?;
+        Some((
+            format!("`{name}` is not something that an expression can see"),
+            bad.offset + within,
+            name.len(),
+        ))
+    });
+    match place {
+        Some((message, offset, length)) => BadExpression { message, offset, length, help: bad.help.clone() },
+        None => bad.clone(),
+    }
 }
 
 fn unseen(unknown: &Unknown, when: &str) -> BadExpression {
@@ -302,7 +330,7 @@ fn access(expression: &Value) -> Option<(&str, Vec<&str>)> {
 mod tests {
     use super::*;
 
-    fn with(when: &str) -> Result<Checked, BadExpression> {
+    fn with(when: &str) -> Result<Checked, Vec<BadExpression>> {
         compile(&Source {
             id: "payments/p",
             effect: Effect::Permit,
@@ -336,10 +364,12 @@ mod tests {
             ("principal.getTag(\"x\") == \"y\"", "principal.getTag"),
         ];
         for (when, fault) in cases {
-            let error = with(when).unwrap_err();
+            let error = &with(when).unwrap_err()[0];
             assert!(when[error.offset..].contains(fault), "{error:?}");
             assert!(!error.message.contains("payments/p"), "{error:?}");
         }
+        let both = with("context.attestaton.age < duration(\"1h\") && context.request.methd == \"GET\"");
+        assert_eq!(both.unwrap_err().len(), 2, "all of them at once");
     }
 
     #[test]
@@ -378,7 +408,7 @@ mod tests {
             ("context.request has header", "context.request.header"),
             ("principal has age", "principal.age"),
         ] {
-            let error = with(when).unwrap_err();
+            let error = &with(when).unwrap_err()[0];
             assert_eq!(error.message, format!("there is no `{name}`"), "{when}");
         }
         let computed = "(if principal.hasTag(\"a\") then context else context) has subject";

@@ -77,7 +77,7 @@ pub fn compile(set: &Set) -> Result<Compiled, Vec<Diagnostic>> {
             Spec::AccessPolicy(spec) => match access_policy(document, spec, set) {
                 Ok(Some((workload, policy))) => compiled.policies.push((workload, policy)),
                 Ok(None) => {}
-                Err(error) => found.push(*error),
+                Err(wrong) => found.extend(wrong),
             },
             Spec::Guardrail(spec) => {
                 let rules: Vec<Rule> = spec.deny.iter().map(|rule| compiled_rule(rule, None)).collect();
@@ -102,7 +102,7 @@ pub fn compile(set: &Set) -> Result<Compiled, Vec<Diagnostic>> {
                         ttl_seconds: None,
                         reads_clock: checked.sees.clock,
                     }),
-                    Err(error) => found.push(*error),
+                    Err(wrong) => found.extend(wrong),
                 }
             }
             Spec::TrustProvider(_) => {}
@@ -116,7 +116,7 @@ fn access_policy(
     document: &Document,
     spec: &AccessPolicySpec,
     set: &Set,
-) -> Result<Option<(ResourceRef, CompiledPolicy)>, Box<Diagnostic>> {
+) -> Result<Option<(ResourceRef, CompiledPolicy)>, Vec<Diagnostic>> {
     let namespace = document.name.namespace.as_ref();
     let resolve = |kind, text: &str| set.resolve(kind, text, namespace).ok().map(|found| found.name.clone());
     let (Some(workload), Some(destination)) =
@@ -177,14 +177,32 @@ fn access_policy(
     Ok(Some((workload, policy)))
 }
 
-fn checked(document: &Document, source: &Source<'_>) -> Result<Checked, Box<Diagnostic>> {
-    cedar::compile(source).map_err(|bad| {
+/// What is wrong with the expressions of documents, whatever else may be: people are told all at once, so this does not
+/// wait for references that lead somewhere.
+#[must_use]
+pub fn expressions(documents: &[Document]) -> Vec<Diagnostic> {
+    let wrong = documents.iter().filter_map(|document| {
+        let (effect, scope, when) = match &document.spec {
+            Spec::AccessPolicy(spec) => (Effect::Permit, Some(("a", "b")), spec.when.as_deref()?),
+            Spec::Guardrail(spec) => (Effect::Forbid, None, spec.when.as_deref()?),
+            _ => return None,
+        };
+        let alone =
+            Source { id: "p", effect, scope, rules: 0, conditions: &[], when: Some(when), reason: None };
+        checked(document, &alone).err()
+    });
+    wrong.flatten().collect()
+}
+
+fn checked(document: &Document, source: &Source<'_>) -> Result<Checked, Vec<Diagnostic>> {
+    let diagnostic = |bad: cedar::BadExpression| {
         let at = document.within("/spec/when", bad.offset, bad.length);
-        Box::new(Diagnostic::error(Code::InvalidExpression, at, bad.message).help(match bad.help.as_str() {
+        Diagnostic::error(Code::InvalidExpression, at, bad.message).help(match bad.help.as_str() {
             "" => "`countersign explain context` lists what an expression can see".to_owned(),
             help => help.to_owned(),
-        }))
-    })
+        })
+    };
+    cedar::compile(source).map_err(|all| all.into_iter().map(diagnostic).collect())
 }
 
 fn compiled_rule(rule: &RuleSpec, credential: Option<ResourceRef>) -> Rule {

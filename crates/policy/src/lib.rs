@@ -9,5 +9,5 @@ pub mod matching;
 pub mod snapshot;
 pub mod windows;
 
-pub use compile::{Compiled, compile};
+pub use compile::{Compiled, compile, expressions};
 pub use snapshot::{Explanation, Question, Snapshot};

@@ -97,8 +97,9 @@ fn caller() -> Caller {
 }
 
 fn snapshot(caller: &Caller) -> Snapshot {
-    let (documents, wrong) = parse(&[("t".to_owned(), documents())], None);
-    assert_eq!(wrong, []);
+    let parsed = parse(&[("t".to_owned(), documents())], None);
+    assert_eq!(parsed.diagnostics, []);
+    let documents = parsed.documents;
     let mut set = Set::default();
     for document in &documents {
         set.insert(document.clone());

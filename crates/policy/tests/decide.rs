@@ -67,8 +67,9 @@ fn caller() -> Caller {
 }
 
 fn snapshot_for(text: &str, caller: &Caller, blocks: &[Block]) -> Snapshot {
-    let (documents, wrong) = parse(&[("t".to_owned(), text.to_owned())], None);
-    assert_eq!(wrong, []);
+    let parsed = parse(&[("t".to_owned(), text.to_owned())], None);
+    let documents = parsed.documents;
+    assert_eq!(parsed.diagnostics, []);
     let mut set = Set::default();
     for document in &documents {
         set.insert(document.clone());
@@ -416,12 +417,14 @@ fn a_fault_in_an_expression_is_shown_where_it_stands() {
         let text = format!(
             "apiVersion: countersign.dev/v1alpha1\nkind: Guardrail\nmetadata: {{ name: g }}\nspec:\n  when: {when}\n"
         );
-        let (documents, wrong) = parse(&[("g.yaml".to_owned(), text.clone())], None);
-        assert_eq!(wrong, []);
+        let parsed = parse(&[("g.yaml".to_owned(), text.clone())], None);
+        assert_eq!(parsed.diagnostics, []);
         let mut set = Set::default();
-        documents.into_iter().for_each(|document| drop(set.insert(document)));
+        let alone = policy::expressions(&parsed.documents);
+        parsed.documents.into_iter().for_each(|document| drop(set.insert(document)));
         let found = compile(&set).unwrap_err();
         assert_eq!((found.len(), found[0].code), (1, Code::InvalidExpression));
+        assert_eq!(alone, found, "the same, whether its references lead somewhere or not");
         resources::diagnostic::render(&found[0], &text)
     };
     insta::assert_snapshot!(
@@ -430,10 +433,10 @@ fn a_fault_in_an_expression_is_shown_where_it_stands() {
             "\"context.nope == 1\"",
             "'context.nope == 1'",
             "|\n    true\n    && context.nope == 1",
-            // Folded: the lines are joined, so only the whole can be shown.
             ">\n    true\n    && context.nope == 1",
-            // Escaped: columns differ, so only the whole can be shown.
             "\"con\\u0074ext.nope == 1\"",
+            "\"true\n    && context.nope == 1\"",
+            "true\n    && context.nope == 1",
             "true && (",
             "context has subject",
         ]

@@ -472,8 +472,9 @@ async fn carry(
         }
     }
     // 3 protocol
-    let facts =
-        facts::facts(&parts, &connection.channel).map_err(|f| Refused::before_judgement(f, &parts))?;
+    let facts = debug_span!("protocol")
+        .in_scope(|| facts::facts(&parts, &connection.channel))
+        .map_err(|f| Refused::before_judgement(f, &parts))?;
     let facts = Rc::new(facts);
     // 4 identity, 5 policy
     unless_bypassed(connection, &facts)?;

@@ -5,13 +5,14 @@
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The `apiVersion` of every document.
 pub const API_VERSION: &str = "countersign.dev/v1alpha1";
 
 /// `metadata`, as in Kubernetes. Fields of other owners (labels, annotations) are kept and not looked at.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct Metadata {
     /// An RFC 1123 subdomain.
@@ -28,7 +29,7 @@ pub struct Metadata {
 }
 
 /// `Workload`: the software that makes calls.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct WorkloadSpec {
     /// Attested attributes that must all be equal; at least one. A value may end in `*` for a prefix.
@@ -51,7 +52,7 @@ pub struct WorkloadSpec {
 }
 
 /// `TrustProvider` (cluster-scoped): whose evidence is believed, and how it is verified.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct TrustProviderSpec {
     /// An OpenID Connect issuer: a CI system, or a Kubernetes API server.
@@ -61,7 +62,7 @@ pub struct TrustProviderSpec {
 }
 
 /// An OpenID Connect issuer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct OidcSpec {
     /// The token's `iss`, byte for byte; an https URL.
@@ -81,7 +82,7 @@ pub struct OidcSpec {
 }
 
 /// How a caller is named from the evidence's claims.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct CallerSpec {
     /// Path of the SPIFFE ID, with `{attribute}` for attested attributes:
@@ -95,7 +96,7 @@ pub struct CallerSpec {
 }
 
 /// `Destination`: what is called.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct DestinationSpec {
     /// Host names; `*.example.com` is one label below.
@@ -147,7 +148,7 @@ pub struct DestinationSpec {
 }
 
 /// `CredentialProvider`: the recipe by which a credential is obtained.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct CredentialProviderSpec {
     /// A JWT signed by the control plane, which the destination verifies by the control plane's JWKS.
@@ -161,7 +162,7 @@ pub struct CredentialProviderSpec {
 }
 
 /// A JWT of the control plane's own (RFC 7519, profile of RFC 9068 where it applies).
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct JwtSpec {
     /// `aud`; at least one.
@@ -176,7 +177,7 @@ pub struct JwtSpec {
 }
 
 /// Where a credential goes.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct InjectSpec {
     /// Name of the header.
@@ -187,7 +188,7 @@ pub struct InjectSpec {
 }
 
 /// `AccessPolicy`: which caller may do what at which destination, with which credential, under which conditions.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct AccessPolicySpec {
     /// A `Workload` of the same namespace.
@@ -211,7 +212,7 @@ pub struct AccessPolicySpec {
 }
 
 /// One rule. What is absent is not restricted.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct RuleSpec {
     /// HTTP methods, upper case.
@@ -226,7 +227,7 @@ pub struct RuleSpec {
 }
 
 /// `Condition`: a fact about now that must hold. Exactly one of the fields.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct ConditionSpec {
     /// Within a window of the week.
@@ -241,7 +242,7 @@ pub struct ConditionSpec {
 }
 
 /// A window of the week.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct TimeWindowSpec {
     /// `mon` … `sun`; absent is every day.
@@ -256,7 +257,7 @@ pub struct TimeWindowSpec {
 }
 
 /// `Guardrail` (cluster-scoped): a `forbid` that no policy can override.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct GuardrailSpec {
     /// What is forbidden; absent forbids all that `when` says.
@@ -326,6 +327,16 @@ impl Kind {
     #[must_use]
     pub fn lower(self) -> String {
         self.as_str().to_ascii_lowercase()
+    }
+
+    /// All of the kind, as the command line writes it: `accesspolicies`.
+    #[must_use]
+    pub fn plural(self) -> String {
+        let lower = self.lower();
+        match lower.strip_suffix('y') {
+            Some(stem) => format!("{stem}ies"),
+            None => format!("{lower}s"),
+        }
     }
 
     /// Reads a kind as people type it: any case, singular or plural.

@@ -7,6 +7,7 @@
 pub mod diagnostic;
 pub mod kind;
 pub mod parse;
+pub mod reference;
 pub mod set;
 pub mod tree;
 pub mod validate;
@@ -14,6 +15,6 @@ pub mod values;
 
 pub use diagnostic::{Diagnostic, Severity};
 pub use kind::{Kind, Spec};
-pub use parse::{Document, parse};
+pub use parse::{Document, Parsed, parse};
 pub use set::Set;
 pub use validate::validate;

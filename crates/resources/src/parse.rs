@@ -60,16 +60,14 @@ impl Document {
     }
 
     /// The place of a part of a text value, by its byte offset and length there. Where the exact place can't be said
-    /// (folded or escaped text) that of the whole value, or of the field's name if the value begins on another line: a
-    /// caret under the first of several lines would blame that line.
+    /// that of the whole value, or of the field's name if the value begins on another line: a caret under the first of
+    /// several lines would blame that line.
     #[must_use]
     pub fn within(&self, path: &str, offset: usize, length: usize) -> Place {
         let exact = self.source.as_ref().and_then(|source| {
             let value = source.tree.value.pointer(path)?.as_str()?;
             let at = *source.tree.values.get(path)?;
-            let spot = tree::within(&source.text, value, at, offset)?;
-            let length = value.get(offset..offset + length).map_or(1, |part| part.chars().count());
-            Some(Place { length: u32::try_from(length.max(1)).unwrap_or(1), ..source.place(spot) })
+            Some(source.place(tree::within(&source.text, value, at, offset, length)?))
         });
         exact.unwrap_or_else(|| {
             let whole = self.at(path);
@@ -132,16 +130,23 @@ impl Source {
     }
 }
 
+/// What some files hold.
+#[derive(Clone, Debug, Default)]
+pub struct Parsed {
+    /// The documents that could be read.
+    pub documents: Vec<Document>,
+    /// What is wrong with the rest.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Names of the rest, as far as they have one: whoever refers to one of them does not refer to nothing.
+    pub broken: Vec<(Kind, ResourceRef)>,
+}
+
 /// Reads the documents of some files: all that can be read, and all that is wrong with the rest.
 ///
 /// Documents of namespaced kinds that name no namespace get `default_namespace`, if there is one.
 #[must_use]
-pub fn parse(
-    files: &[(String, String)],
-    default_namespace: Option<&str>,
-) -> (Vec<Document>, Vec<Diagnostic>) {
-    let mut documents = Vec::new();
-    let mut diagnostics = Vec::new();
+pub fn parse(files: &[(String, String)], default_namespace: Option<&str>) -> Parsed {
+    let mut parsed = Parsed::default();
     for (file, text) in files {
         match tree::read(text) {
             Err((message, spot)) => {
@@ -151,7 +156,7 @@ pub fn parse(
                     column: spot.column,
                     length: 1,
                 });
-                diagnostics.push(Diagnostic::error(
+                parsed.diagnostics.push(Diagnostic::error(
                     Code::YamlSyntax,
                     Place { file: file.clone(), ..at },
                     message,
@@ -161,15 +166,28 @@ pub fn parse(
                 let shared: std::sync::Arc<str> = text.as_str().into();
                 for tree in trees {
                     let source = Source { file: file.clone(), text: shared.clone(), tree };
+                    let name = name_of(&source.tree.value, default_namespace);
                     match document(source, default_namespace) {
-                        Ok(document) => documents.push(document),
-                        Err(found) => diagnostics.extend(found),
+                        Ok(document) => parsed.documents.push(document),
+                        Err(found) => {
+                            parsed.diagnostics.extend(found);
+                            parsed.broken.extend(name);
+                        }
                     }
                 }
             }
         }
     }
-    (documents, diagnostics)
+    parsed
+}
+
+/// What a document is called, whatever else may be wrong with it.
+fn name_of(value: &Value, default_namespace: Option<&str>) -> Option<(Kind, ResourceRef)> {
+    let text = |path: &str| value.pointer(path).and_then(Value::as_str);
+    let kind = Kind::ALL.into_iter().find(|kind| Some(kind.as_str()) == text("/kind"))?;
+    let namespace = text("/metadata/namespace").or(default_namespace).filter(|_| kind.is_namespaced());
+    let namespace = namespace.map(Namespace::new).transpose().ok()?;
+    Some((kind, ResourceRef::new(namespace, text("/metadata/name")?).ok()?))
 }
 
 /// The outer shape of every document.
@@ -251,10 +269,10 @@ fn namespace(
     }
 }
 
-/// Makes a typed value of a part of the document. Unknown fields are all found, one after the other; a wrong type ends
-/// the search.
+/// Makes a typed value of a part of the document. What is wrong is taken out and the rest read again, until all has
+/// been found; a field that is missing, or an item of a list, ends the search.
 fn typed<T: DeserializeOwned>(source: &Source, mut value: Value, base: &str) -> Result<T, Vec<Diagnostic>> {
-    let mut found = Vec::new();
+    let mut found: Vec<Diagnostic> = Vec::new();
     loop {
         let error = match serde_path_to_error::deserialize::<_, T>(value.clone()) {
             Ok(typed) if found.is_empty() => return Ok(typed),
@@ -263,27 +281,40 @@ fn typed<T: DeserializeOwned>(source: &Source, mut value: Value, base: &str) -> 
         };
         let path = format!("{base}{}", pointer(error.path()));
         let message = error.inner().to_string();
-        let Some(unknown) = UnknownField::read(&message) else {
-            found.push(wrong_type(source, &path, &message));
-            return Err(found);
+        let wrong = match UnknownField::read(&message) {
+            Some(unknown) => {
+                // The path may or may not end with the field itself.
+                let parent = path.strip_suffix(&format!("/{}", unknown.name)).unwrap_or(&path).to_owned();
+                let wrong = format!("{parent}/{}", unknown.name);
+                found.push(unknown_field(source, &unknown, &wrong));
+                wrong
+            }
+            None => {
+                // What was taken out may be what is missing now.
+                let is_missing = message.starts_with("missing field");
+                if !is_missing || found.is_empty() {
+                    found.push(wrong_type(source, &path, &message));
+                }
+                if is_missing {
+                    return Err(found);
+                }
+                path
+            }
         };
-        // The path may or may not end with the field itself.
-        let parent = path.strip_suffix(&format!("/{}", unknown.name)).unwrap_or(&path).to_owned();
-        let at = source.key(&format!("{parent}/{}", unknown.name));
-        let message = format!("unknown field `{}`", unknown.name);
-        found.push(
-            Diagnostic::error(Code::UnknownField, at, message)
-                .help(format!("fields here are {}", unknown.known.join(", ")))
-                .did_you_mean(&unknown.name, unknown.known.iter().map(String::as_str)),
-        );
-        let removed = value
-            .pointer_mut(&parent[base.len()..])
-            .and_then(Value::as_object_mut)
-            .and_then(|object| object.remove(&unknown.name));
+        let removed = wrong[base.len()..].rsplit_once('/').and_then(|(parent, name)| {
+            value.pointer_mut(parent).and_then(Value::as_object_mut).and_then(|object| object.remove(name))
+        });
         if removed.is_none() {
             return Err(found);
         }
     }
+}
+
+fn unknown_field(source: &Source, unknown: &UnknownField, path: &str) -> Diagnostic {
+    let message = format!("unknown field `{}`", unknown.name);
+    Diagnostic::error(Code::UnknownField, source.key(path), message)
+        .help(format!("fields here are {}", unknown.known.join(", ")))
+        .did_you_mean(&unknown.name, unknown.known.iter().map(String::as_str))
 }
 
 fn pointer(path: &serde_path_to_error::Path) -> String {

@@ -1,6 +1,6 @@
 //! Documents by kind and name, and what one refers to in another.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use model::{Namespace, ResourceRef};
 
@@ -9,7 +9,10 @@ use crate::parse::Document;
 
 /// All documents that are looked at together.
 #[derive(Clone, Debug, Default)]
-pub struct Set(BTreeMap<(Kind, ResourceRef), Document>);
+pub struct Set {
+    documents: BTreeMap<(Kind, ResourceRef), Document>,
+    broken: BTreeSet<(Kind, ResourceRef)>,
+}
 
 /// Why a reference leads nowhere.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,33 +23,40 @@ pub enum Dangling {
     NotShared,
     /// The text is not a name.
     NotAName,
+    /// It is there, but could not be read; that has been said.
+    Broken,
 }
 
 impl Set {
     /// Adds a document; returns the one that it replaces.
     pub fn insert(&mut self, document: Document) -> Option<Document> {
-        self.0.insert((document.kind(), document.name.clone()), document)
+        self.documents.insert((document.kind(), document.name.clone()), document)
+    }
+
+    /// Notes a document that could not be read: a reference to it is not one to nothing.
+    pub fn note_broken(&mut self, kind: Kind, name: ResourceRef) {
+        self.broken.insert((kind, name));
     }
 
     /// Removes a document.
     pub fn remove(&mut self, kind: Kind, name: &ResourceRef) -> Option<Document> {
-        self.0.remove(&(kind, name.clone()))
+        self.documents.remove(&(kind, name.clone()))
     }
 
     /// A document by its name.
     #[must_use]
     pub fn get(&self, kind: Kind, name: &ResourceRef) -> Option<&Document> {
-        self.0.get(&(kind, name.clone()))
+        self.documents.get(&(kind, name.clone()))
     }
 
     /// All documents, by kind and name.
     pub fn iter(&self) -> impl Iterator<Item = &Document> {
-        self.0.values()
+        self.documents.values()
     }
 
     /// All documents of a kind, by name.
     pub fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Document> {
-        self.0.values().filter(move |document| document.kind() == kind)
+        self.documents.values().filter(move |document| document.kind() == kind)
     }
 
     /// What a document of `namespace` means by `text`: a name of its own namespace, or `namespace/name` of a document
@@ -63,6 +73,9 @@ impl Set {
         let mut name: ResourceRef = text.parse().map_err(|_| Dangling::NotAName)?;
         if kind.is_namespaced() && name.namespace.is_none() {
             name.namespace = namespace.cloned();
+        }
+        if self.broken.contains(&(kind, name.clone())) {
+            return Err(Dangling::Broken);
         }
         let document = self.get(kind, &name).ok_or(Dangling::Absent)?;
         let own = document.name.namespace.as_ref() == namespace;

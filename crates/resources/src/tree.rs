@@ -171,27 +171,131 @@ impl<'de> Visitor<'de> for NodeVisitor {
     }
 }
 
-/// Where a byte offset within a text value stands in the file; `None` if that can't be said for sure (folded or escaped
-/// text), and the value's own place must do.
+/// Where a part of a text value (by its byte offset and length there) stands in the file. `None` if that can't be said
+/// for sure, and the value's own place must do.
+///
+/// YAML writes one text in five ways: plain, in either quotes, literal (`|`), folded (`>`). In all of them the characters
+/// that can be seen stand in the file in their order; only white space is added, joined or dropped between them, and in
+/// double quotes some are written as escapes. So the two are walked side by side, and where they part nothing is claimed.
 #[must_use]
-pub fn within(source: &str, value: &str, at: Spot, offset: usize) -> Option<Spot> {
-    let before = value.get(..offset)?;
-    let line_index = before.matches('\n').count();
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let in_line = value[line_start..].lines().next().unwrap_or_default();
-    let column_in_line = before[line_start..].chars().count();
-    // Line and column 0: the parser could not say where the value stands.
-    let (line_before, column_before) = (at.line.checked_sub(1)? as usize, at.column.checked_sub(1)? as usize);
-    let source_line = source.lines().nth(line_before + line_index)?;
-    let quoted = source.get(at.offset..).is_some_and(|rest| rest.starts_with(['"', '\'']));
-    let skip = column_before + usize::from(quoted);
-    let shown: String = source_line.chars().skip(skip).take(in_line.chars().count()).collect();
-    if shown != in_line || (quoted && line_index > 0) {
-        return None;
+pub fn within(source: &str, value: &str, at: Spot, offset: usize, length: usize) -> Option<Spot> {
+    let first = value.get(..offset)?.chars().count();
+    let last = value.get(..offset + length)?.chars().count().saturating_sub(1).max(first);
+    let marks = [None, Some('"'), Some('\'')];
+    let places = marks.into_iter().find_map(|quote| Walk::from(source, at, quote)?.along(value))?;
+    let (line, column) = *places.get(first)?;
+    let (last_line, last_column) = *places.get(last)?;
+    let length = match last_line == line {
+        true => last_column - column + 1,
+        // A part that goes on below is underlined to the end of its first line.
+        false => {
+            let whole = source.lines().nth(line as usize - 1)?.chars().count();
+            u32::try_from(whole).ok()?.checked_sub(column - 1)?
+        }
+    };
+    Some(Spot { line, column, length: length.max(1), offset: at.offset })
+}
+
+/// Walks through the source of a scalar.
+struct Walk<'a> {
+    rest: std::str::Chars<'a>,
+    line: u32,
+    column: u32,
+    quote: Option<char>,
+}
+
+impl<'a> Walk<'a> {
+    /// Begins at a value, behind its opening quote if it has one.
+    fn from(source: &'a str, at: Spot, quote: Option<char>) -> Option<Self> {
+        // Line and column 0: the parser could not say where the value stands.
+        let (line, column) = (at.line.checked_sub(1)? as usize, at.column.checked_sub(1)? as usize);
+        let start: usize = source.split_inclusive('\n').take(line).map(str::len).sum();
+        let (into_line, _) = source.get(start..)?.char_indices().nth(column)?;
+        let rest = source[start + into_line..].chars();
+        let mut walk = Self { rest, line: at.line, column: at.column, quote };
+        match quote {
+            Some(quote) if walk.peek() == Some(quote) => drop(walk.next()),
+            Some(_) => return None,
+            None => {}
+        }
+        Some(walk)
     }
-    let column = u32::try_from(skip + column_in_line + 1).ok()?;
-    let line = at.line + u32::try_from(line_index).ok()?;
-    Some(Spot { line, column, length: 1, offset: at.offset })
+
+    /// The place of each character of the value, and of what follows it; `None` if this is not how it is written.
+    fn along(mut self, value: &str) -> Option<Vec<(u32, u32)>> {
+        let mut places = Vec::with_capacity(value.len() + 1);
+        for c in value.chars() {
+            places.push(self.to(c)?);
+        }
+        places.push((self.line, self.column));
+        Some(places)
+    }
+
+    /// Goes past one character of the value; says where it stands.
+    fn to(&mut self, c: char) -> Option<(u32, u32)> {
+        loop {
+            let place = (self.line, self.column);
+            let Some(next) = self.peek() else { return c.is_whitespace().then_some(place) };
+            match next {
+                '\\' if self.quote == Some('"') => match self.escaped()? {
+                    // The line goes on below.
+                    '\n' if self.column == 1 => {}
+                    escaped => return (escaped == c).then_some(place),
+                },
+                blank if blank.is_whitespace() && c.is_whitespace() => {
+                    self.next();
+                    return Some(place);
+                }
+                blank if blank.is_whitespace() => drop(self.next()),
+                // Several line breaks can be more in the value than in the file, and fewer.
+                _ if c.is_whitespace() => return Some(place),
+                shown if shown == c => {
+                    self.next();
+                    if shown == '\'' && self.quote == Some('\'') && self.next()? != '\'' {
+                        return None;
+                    }
+                    return Some(place);
+                }
+                _ => return None,
+            }
+        }
+    }
+
+    /// YAML 1.2 §5.7, from the backslash on.
+    fn escaped(&mut self) -> Option<char> {
+        self.next();
+        let digits = match self.next()? {
+            'x' => 2,
+            'u' => 4,
+            'U' => 8,
+            '0' => return Some('\0'),
+            'a' => return Some('\x07'),
+            'b' => return Some('\x08'),
+            't' => return Some('\t'),
+            'n' => return Some('\n'),
+            'v' => return Some('\x0b'),
+            'f' => return Some('\x0c'),
+            'r' => return Some('\r'),
+            'e' => return Some('\x1b'),
+            'N' => return Some('\u{85}'),
+            '_' => return Some('\u{a0}'),
+            'L' => return Some('\u{2028}'),
+            'P' => return Some('\u{2029}'),
+            itself => return Some(itself),
+        };
+        let hex: String = (0..digits).map_while(|_| self.next()).collect();
+        char::from_u32(u32::from_str_radix(&hex, 16).ok()?)
+    }
+
+    fn peek(&self) -> Option<char> {
+        self.rest.clone().next()
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let c = self.rest.next()?;
+        (self.line, self.column) = if c == '\n' { (self.line + 1, 1) } else { (self.line, self.column + 1) };
+        Some(c)
+    }
 }
 
 #[cfg(test)]
@@ -208,19 +312,28 @@ mod tests {
     }
 
     #[test]
-    fn a_place_within_a_text_is_exact_or_not_given() {
+    fn a_place_within_a_text_is_exact_however_it_is_written() {
         let find = |yaml: &str, needle: &str| {
             let tree = &read(yaml).unwrap()[0];
             let value = tree.value["w"].as_str().unwrap();
-            within(yaml, value, tree.values["/w"], value.find(needle).unwrap()).map(|s| (s.line, s.column))
+            let place = within(yaml, value, tree.values["/w"], value.find(needle).unwrap(), needle.len());
+            place.map(|s| (s.line, s.column, s.length))
         };
-        assert_eq!(find("w: a.b < c\n", "b"), Some((1, 6)));
-        assert_eq!(find("w: \"a.b < c\"\n", "b"), Some((1, 7)));
-        assert_eq!(find("w: 'a.b < c'\n", "b"), Some((1, 7)));
-        assert_eq!(find("w: |\n  a\n  && b\n", "b"), Some((3, 6)));
-        assert_eq!(find("w: >\n  a\n  && b\n", "b"), None);
-        assert_eq!(find("w: \"a \\u0041 b\"\n", "b"), None);
-        assert_eq!(find("{ w: \"a.b\" }\n", "b"), Some((1, 9)));
+        assert_eq!(find("w: a.b < c\n", "b"), Some((1, 6, 1)));
+        assert_eq!(find("w: \"a.b < c\"\n", "b"), Some((1, 7, 1)));
+        assert_eq!(find("w: 'a.b < c'\n", "b"), Some((1, 7, 1)));
+        assert_eq!(find("w: 'it''s b'\n", "s b"), Some((1, 9, 3)));
+        assert_eq!(find("w: |\n  a\n  && bee\n", "bee"), Some((3, 6, 3)));
+        assert_eq!(find("w: >\n  a\n  && bee\n", "bee"), Some((3, 6, 3)));
+        assert_eq!(find("w: >-\n\n  a\n\n\n   && bee\n", "bee"), Some((6, 7, 3)));
+        assert_eq!(find("w: a\n  && bee\n", "bee"), Some((2, 6, 3)));
+        assert_eq!(find("w: \"a\n  \\\n  && bee\"\n", "bee"), Some((3, 6, 3)));
+        // An escape is as long as it is written.
+        assert_eq!(find("w: \"a \\u0041b c\"\n", "Ab"), Some((1, 7, 7)));
+        assert_eq!(find("w: \"\\\"a\\\" == b\"\n", "b"), Some((1, 14, 1)));
+        assert_eq!(find("{ w: \"a.b\" }\n", "b"), Some((1, 9, 1)));
+        // To the end of its line, where it goes on below.
+        assert_eq!(find("w: |\n  abc\n  && b\n", "bc\n&& b"), Some((2, 4, 2)));
     }
 
     #[test]

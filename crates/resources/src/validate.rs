@@ -343,6 +343,7 @@ fn dangling(document: &Document, set: &Set, found: &mut Vec<Diagnostic>) {
                 format!("{kind} `{text}` is not shared with namespace `{own}`")
             }
             Dangling::NotAName => format!("`{text}` is not a name"),
+            Dangling::Broken => continue,
         };
         let near: Vec<String> = set
             .of_kind(kind)
@@ -415,6 +416,10 @@ fn never_opened(destination: &DestinationSpec) -> Option<&'static str> {
 fn ambiguous(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mut Vec<Diagnostic>) {
     let Some(credential) = &spec.credential else { return };
     let namespace = document.name.namespace.as_ref();
+    // Nothing can be said of a credential that is not there; that it is not has been said.
+    if set.resolve(Kind::CredentialProvider, credential, namespace).is_err() {
+        return;
+    }
     // Two spellings of one name (`a`, `own/a`) mean the same.
     let same = |kind, ours: &str, theirs: &str| {
         let meant = |text| set.resolve(kind, text, namespace).ok().map(|found| &found.name);

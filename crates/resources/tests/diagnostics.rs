@@ -6,11 +6,12 @@ use resources::{Set, parse, validate};
 
 fn check(text: &str) -> String {
     let files = [("payments.yaml".to_owned(), text.to_owned())];
-    let (documents, mut diagnostics) = parse(&files, None);
+    let resources::Parsed { documents, mut diagnostics, broken } = parse(&files, None);
     let mut set = Set::default();
     for document in &documents {
         set.insert(document.clone());
     }
+    broken.into_iter().for_each(|(kind, name)| set.note_broken(kind, name));
     diagnostics.extend(validate(&documents, &set));
     diagnostics.iter().map(|d| render(d, text)).collect::<Vec<_>>().join("\n")
 }
@@ -25,7 +26,7 @@ fn the_quickstart_is_accepted() {
 #[test]
 fn documents_read_back_from_json() {
     let files = [("q".to_owned(), include_str!("../../../examples/quickstart/quickstart.yaml").to_owned())];
-    let (documents, _) = parse(&files, None);
+    let documents = parse(&files, None).documents;
     assert_eq!(documents.len(), 5);
     for document in documents {
         let json = document.to_json().to_string();
@@ -70,6 +71,16 @@ fn a_misspelt_field_and_a_dangling_reference() {
     7 |   allow: []
       |          ^
     ");
+}
+
+#[test]
+fn what_is_broken_is_one_finding_and_not_its_consequences() {
+    let text = format!(
+        "{HEAD}kind: Workload\nmetadata: {{ name: w, namespace: a }}\nspec:\n  selectr: {{}}\n  destinations: d\n  \
+         selector: {{ team: a }}\n  egress: [enforce]\n---\n{HEAD}kind: AccessPolicy\nmetadata: {{ name: p, namespace: a }}\n\
+         spec: {{ workload: w, destination: d, allow: [{{}}] }}\n"
+    );
+    insta::assert_snapshot!(check(&text));
 }
 
 #[test]
@@ -267,8 +278,7 @@ proptest! {
         }),
     ], offset in 0..50_usize, length in 0..50_usize) {
         let _ = check(&text);
-        let (documents, _) = parse(&[("f".to_owned(), text)], Some("a"));
-        for document in documents {
+        for document in parse(&[("f".to_owned(), text)], Some("a")).documents {
             let _ = document.within("/spec/when", offset, length);
             prop_assert!(resources::Document::from_json(&document.to_json().to_string()).is_ok());
         }

@@ -30,11 +30,18 @@ pub fn load<T: CommandFactory + FromArgMatches>() -> anyhow::Result<T> {
 /// Variables with our prefix that are no setting, each with the nearest that is.
 #[must_use]
 pub fn unknown_variables<T: CommandFactory>() -> Vec<String> {
+    unknown_variables_among::<T>(&[])
+}
+
+/// The same, without variables that begin like those of other programs.
+#[must_use]
+pub fn unknown_variables_among<T: CommandFactory>(others: &[&str]) -> Vec<String> {
     let mut known = Vec::new();
     collect_variables(&T::command(), &mut known);
     std::env::vars_os()
         .filter_map(|(name, _)| name.into_string().ok())
         .filter(|name| name.starts_with(PREFIX) && !known.contains(name))
+        .filter(|name| !others.iter().any(|other| name.starts_with(other)))
         .map(|name| match nearest(&name, known.iter().map(String::as_str)) {
             Some(near) => format!("{name} is no setting; did you mean {near}?"),
             None => format!("{name} is no setting"),

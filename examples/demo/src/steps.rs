@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, bail, ensure};
 use serde_json::Value;
 use tests::sandbox::HOME;
+use tests::workload::{Made, Steady, tally};
 use tests::world::PAYMENTS;
 use tests::{Answer, Egress, Evidence, Workload, World, search};
 
@@ -35,7 +36,7 @@ pub(crate) fn all(world: &mut World, report: &mut Report) -> anyhow::Result<()> 
     revoke(world, &billing, report)?;
     report.begin("audit");
     audit(world, report)?;
-    report.begin("search");
+    report.begin("memory");
     search_client(world, &billing, report)
 }
 
@@ -65,38 +66,41 @@ fn control_plane(world: &mut World, billing: &mut Workload, report: &Report) -> 
 
 /// The caller that the proxy was attested as, by the control plane's word.
 fn attested(world: &World) -> anyhow::Result<String> {
-    let events = world.countersign_json(&["audit"])?;
-    let mut found = None;
-    visit(&Value::Array(events), &mut |object| {
-        if object.get("kind").and_then(Value::as_str) == Some("attested") {
-            found = object.get("caller").and_then(Value::as_str).map(str::to_owned).or(found.take());
-        }
-    });
-    found.context("audit shows no attestation")
+    let events = events(world, "attested")?;
+    let caller = events.iter().rev().find_map(|event| event["caller"].as_str());
+    caller.map(str::to_owned).context("audit shows no attestation")
 }
 
 fn capture(billing: &Workload, report: &Report) -> anyhow::Result<()> {
     let said = billing.redirect()?;
     let rules = billing.capture(&["show"])?;
     ensure!(rules.contains("redirect"), "no redirect is installed:\n{rules}");
-    report.done(&format!("outbound TCP redirected, IPv4 and IPv6 (nft table countersign)\n{}", said.trim()));
+    let excluded: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("not redirected: ")).collect();
+    ensure!(!excluded.is_empty(), "capture did not say what it leaves alone:\n{said}");
+    report.done(&format!(
+        "all TCP of the client goes to the proxy, IPv4 and IPv6 (nft table countersign)\nbut not {}",
+        excluded.join(",\nnor ")
+    ));
     Ok(())
 }
 
-fn same_curl(world: &World, billing: &Workload, report: &Report) -> anyhow::Result<()> {
+fn same_curl(world: &mut World, billing: &Workload, report: &Report) -> anyhow::Result<()> {
     let before = world.seen()?.authorised;
     let http1 = good(&billing.payments(CHARGE).http1().v4().send()?)?;
     let http2 = good(&billing.payments(CHARGE).http2().v6().send()?)?;
+    ensure!(http1["httpVersion"] == "HTTP/1.1", "HTTP/1.1 was asked for: {http1}");
     ensure!(http2["httpVersion"] == "HTTP/2.0", "HTTP/2 was asked for: {http2}");
-    let mut lines = vec![format!(
-        "→ 200 · service saw {}, token valid {} · client sent no token",
-        http1["caller"].as_str().unwrap_or_default(),
-        minutes(http1["tokenSecondsLeft"].as_u64().unwrap_or(0))
-    )];
-    lines.push("curl over HTTP/1.1 and IPv4 → 200 · over HTTP/2 and IPv6 → 200".to_owned());
+    let mut lines = vec!["curl → 200 over HTTP/1.1 and IPv4, 200 over HTTP/2 and IPv6".to_owned()];
+    let logs = world.service().logs();
+    let printed = logs.lines().rfind(|line| line.contains("with a token that lives"));
+    lines.push(format!("the service prints:\n  {}", printed.context("the service printed nothing")?));
     let url = format!("https://{PAYMENTS}{CHARGE}");
     let mut calls = 2;
     for (name, script) in scripts(billing) {
+        let Some(script) = script else {
+            lines.push(format!("{name}: not installed where the client can use it"));
+            continue;
+        };
         let output = script.arg(&url).output(PATIENCE)?;
         ensure!(output.text().starts_with("200 "), "{name}: {}{}", output.text(), output.stderr);
         lines.push(format!("{name} → {}", output.text().trim()));
@@ -113,24 +117,23 @@ fn good(answer: &Answer) -> anyhow::Result<Value> {
     answer.json()
 }
 
-/// The scripts whose runtimes are installed where the application can use them.
-fn scripts(billing: &Workload) -> Vec<(&'static str, tests::sandbox::Inside)> {
-    let mut scripts = Vec::new();
-    for python in ["python3", "/usr/bin/python3"] {
-        let try_it = billing.application(python).args(["-c", "import requests"]).output(PATIENCE);
-        if try_it.is_ok_and(|output| output.success()) {
-            let script = include_str!("../scripts/requests.py");
-            scripts.push(("Python requests", billing.application(python).args(["-c", script])));
-            break;
-        }
-    }
-    let try_it = billing.application("node").args(["-e", "if (!globalThis.fetch) process.exit(1)"]);
-    if try_it.output(PATIENCE).is_ok_and(|output| output.success()) {
+/// The scripts, if their runtimes are installed where the application can use them.
+fn scripts(billing: &Workload) -> [(&'static str, Option<tests::sandbox::Inside>); 2] {
+    let runs = |program: &str, args: &[&str]| {
+        billing.application(program).args(args).output(PATIENCE).is_ok_and(|output| output.success())
+    };
+    let python =
+        ["python3", "/usr/bin/python3"].into_iter().find(|python| runs(python, &["-c", "import requests"]));
+    let python =
+        python.map(|python| billing.application(python).args(["-c", include_str!("../scripts/requests.py")]));
+    let node = ["node", "/usr/bin/node"]
+        .into_iter()
+        .find(|node| runs(node, &["-e", "if (!globalThis.fetch) process.exit(1)"]));
+    let node = node.map(|node| {
         let script = include_str!("../scripts/fetch.mjs");
-        let node = billing.application("node").args(["--input-type=module", "-e", script, "script"]);
-        scripts.push(("Node fetch", node));
-    }
-    scripts
+        billing.application(node).args(["--input-type=module", "-e", script, "script"])
+    });
+    [("Python requests", python), ("Node fetch", node)]
 }
 
 fn not_allowed(world: &mut World, billing: &Workload, report: &Report) -> anyhow::Result<()> {
@@ -138,11 +141,22 @@ fn not_allowed(world: &mut World, billing: &Workload, report: &Report) -> anyhow
     let refused = billing.payments(CHARGE).method("DELETE").send()?;
     ensure!(refused.status == 403, "DELETE should be refused, but: {}", refused.shown());
     let problem = refused.json()?;
-    let policy = problem["policies"][0]["name"].as_str().context("the problem names no policy")?.to_owned();
-    let remedy = problem["remedy"].as_str().context("the problem names no remedy")?.to_owned();
+    let said = |pointer: &str| -> anyhow::Result<&str> {
+        problem
+            .pointer(pointer)
+            .and_then(Value::as_str)
+            .with_context(|| format!("the problem has no {pointer}"))
+    };
     let mut lines = vec![
         format!("DELETE {CHARGE} → {} · service saw nothing", refused.shown()),
-        format!("nearest policy {policy} · {remedy}"),
+        format!("reason   {}", said("/detail")?),
+        format!(
+            "nearest  policy {} but for its {}",
+            said("/policies/0/name")?,
+            said("/policies/0/failed/0/what")?
+        ),
+        format!("remedy   {}", said("/remedy")?),
+        format!("         {}", explained(world, said("/decision_id")?)?),
     ];
 
     let mut nightly = world.workload("nightly", Evidence::pod("batch", "nightly"))?;
@@ -157,7 +171,11 @@ fn not_allowed(world: &mut World, billing: &Workload, report: &Report) -> anyhow
     forger.redirect()?;
     let forged = forger.payments(CHARGE).send()?;
     ensure!(!(200..300).contains(&forged.status), "the evidence is forged, but: {}", forged.shown());
-    lines.push(format!("a third, whose evidence does not verify → {}", forged.shown()));
+    let attested = events(world, "attested")?;
+    let refused = attested.iter().rev().find_map(|event| event["refused"].as_str());
+    let refused = refused.context("audit shows no refused attestation")?;
+    lines.push(format!("a third, whose evidence does not verify, gets no caller ({refused})"));
+    lines.push(format!("  and nothing passes → {}", forged.shown()));
 
     let reached = world.seen()?.count - before;
     ensure!(reached == 0, "{reached} refused calls reached the service");
@@ -165,56 +183,136 @@ fn not_allowed(world: &mut World, billing: &Workload, report: &Report) -> anyhow
     Ok(())
 }
 
+/// What `countersign explain` says of the nearest policy, once the event has arrived.
+fn explained(world: &World, decision: &str) -> anyhow::Result<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let explained = world.countersign(&["explain", decision])?.text();
+        if let Some(line) = explained.lines().find(|line| line.starts_with("Nearest:")) {
+            return Ok(line.to_owned());
+        }
+        ensure!(Instant::now() < deadline, "countersign explain {decision} says: {explained}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
 fn revoke(world: &World, billing: &Workload, report: &Report) -> anyhow::Result<()> {
-    let mut steady = billing.steady("steady", "/v1/charges/{id}", &["--pause-ms", "5"])?;
+    let mut steady = billing.steady("steady", "/v1/charges/7", &["--pause-ms", "5"])?;
     steady.wait_for(200, 5, PATIENCE)?;
-    let begun = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
-    let revoked = world.countersign(&["revoke", "workload/billing", "-n", "payments", "--reason", "demo"])?;
-    ensure!(revoked.success(), "countersign revoke: {}{}", revoked.text(), revoked.stderr);
-    steady.wait_for(403, 3, PATIENCE)?;
-    let calls = steady.finish()?;
-    let first = calls.iter().position(|made| made.sent >= begun && made.status == 403);
-    let first = first.context("no call was refused")?;
-    ensure!(
-        calls[first..].iter().all(|made| made.status == 403),
-        "a call passed after one was refused: {:?}",
-        tests::workload::tally(&calls[first..])
-    );
-    let after = Duration::from_millis(u64::try_from(calls[first].sent - begun)?);
-    ensure!(after < REVOKED, "the first refusal came {} ms after the command", after.as_millis());
-    let said = format!("{}{}", revoked.text(), revoked.stderr);
-    report.done(&format!("next call refused after {} ms (bound 1 s)\n{}", after.as_millis(), said.trim()));
+    let block = ["revoke", "workload/billing", "-n", "payments", "--reason", "demo"];
+    let (blocked, revoked) = acts(world, &mut steady, &block, 403)?;
+    let (lifted, _) =
+        acts(world, &mut steady, &["revoke", "workload/billing", "-n", "payments", "--lift"], 200)?;
+    let delete = ["delete", "accesspolicy/billing-charges", "-n", "payments"];
+    let (deleted, said) = acts(world, &mut steady, &delete, 403)?;
+    let mut lines = vec![format!("next call refused after {blocked} ms (bound 1 s)")];
+    lines.extend(revoked.lines().flat_map(|line| line.split("; ")).map(|line| format!("  {line}")));
+    lines.push(format!("--lift → calls pass again after {lifted} ms"));
+    lines.push(format!("deleting the policy instead → next call refused after {deleted} ms; delete says:"));
+    lines.extend(said.lines().map(|line| format!("  {}", line.trim_start())));
+    world.apply_quickstart()?;
+    let passed = |steady: &Steady| steady.calls().iter().filter(|made| made.status == 200).count();
+    steady.wait_for(200, passed(&steady) + 1, PATIENCE)?;
+    steady.finish()?;
+    report.done(&lines.join("\n"));
     Ok(())
+}
+
+/// Runs a command while calls go on; says after how many milliseconds the first of them was answered so, and what the
+/// command said. From then on all of them must be.
+fn acts(world: &World, steady: &mut Steady, command: &[&str], status: u16) -> anyhow::Result<(u128, String)> {
+    let begun = SystemTime::now().duration_since(UNIX_EPOCH)?.as_millis();
+    let so = |made: &&Made| made.sent >= begun && made.status == status;
+    let output = world.countersign(command)?;
+    ensure!(output.success(), "countersign {}: {}{}", command.join(" "), output.text(), output.stderr);
+    let deadline = Instant::now() + PATIENCE;
+    while steady.calls().iter().filter(so).count() < 3 {
+        ensure!(Instant::now() < deadline, "no call was answered {status}: {:?}", tally(&steady.calls()));
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let calls = steady.calls();
+    let first = calls.iter().position(|made| so(&made)).context("no call was answered so")?;
+    ensure!(
+        calls[first..].iter().all(|made| made.status == status),
+        "not all calls were answered {status} from then on: {:?}",
+        tally(&calls[first..])
+    );
+    let after = calls[first].sent - begun;
+    ensure!(after < REVOKED.as_millis(), "{} acted only after {after} ms", command.join(" "));
+    Ok((after, format!("{}{}", output.text(), output.stderr).trim().to_owned()))
 }
 
 fn audit(world: &World, report: &Report) -> anyhow::Result<()> {
-    let listed = world.countersign(&["audit"])?;
-    ensure!(listed.success(), "countersign audit: {}", listed.stderr);
     let verified = world.countersign(&["audit", "verify"])?;
     let verdict = format!("{}{}", verified.text(), verified.stderr);
     ensure!(verified.success(), "countersign audit verify ended with {}: {verdict}", verified.exit);
-    let text = listed.text();
-    let lines: Vec<&str> = text.lines().collect();
-    // The first rows: the steady client made many calls.
-    let shown = lines.iter().take(ROWS).copied().collect::<Vec<_>>().join("\n");
-    let more = lines.len().saturating_sub(ROWS);
-    report.done(&format!("{}\n{shown}\n… {more} more", verdict.trim().lines().last().unwrap_or_default()));
+    let rows = rows(&all_events(world)?);
+    ensure!(!rows.is_empty(), "countersign audit lists no call");
+    report.done(&format!(
+        "audit verify → {}\naudit lists each call; the same once, with how often:",
+        verdict.trim().lines().last().unwrap_or_default(),
+    ));
+    report.table(&["CALLER", "ACTION", "RESOURCE", "DECISION", "POLICIES", "TOKEN ID"], &rows);
     Ok(())
 }
 
-/// Rows of the audit's table that are shown.
-const ROWS: usize = 9;
+/// The calls among the events: caller, action, resource, decision, policies, credential's id.
+fn rows(events: &[Value]) -> Vec<Vec<String>> {
+    let text = |event: &Value, field: &str| event[field].as_str().unwrap_or("-").to_owned();
+    let path = |event: &Value| {
+        let caller = text(event, "caller");
+        let path = caller.strip_prefix("spiffe://demo/ns/").unwrap_or(&caller);
+        path.replacen("/sa/", "/", 1)
+    };
+    let mut found: Vec<(Vec<String>, usize)> = Vec::new();
+    for event in events {
+        let destination = event["destination"].as_str().and_then(|name| name.split('/').next_back());
+        let authority = text(event, "authority");
+        let service = destination.or(authority.split(':').next()).unwrap_or_default();
+        let resource = format!("{service}{}", text(event, "path"));
+        let action = text(event, "method");
+        let row = match event["kind"].as_str() {
+            Some("intent") => {
+                let policies = event["policies"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                let names = policies.filter_map(|policy| policy.split('/').next_back());
+                let policies = names.collect::<Vec<_>>().join(",");
+                let grant: String = text(event, "grant").chars().take(8).collect();
+                vec![path(event), action, resource, "allowed".to_owned(), policies, grant]
+            }
+            Some("refusal") => {
+                let decision = format!("denied {}", text(event, "code"));
+                vec![path(event), action, resource, decision, "-".to_owned(), "-".to_owned()]
+            }
+            _ => continue,
+        };
+        match found.iter_mut().find(|(known, _)| *known == row) {
+            Some((_, times)) => *times += 1,
+            None => found.push((row, 1)),
+        }
+    }
+    let times = |(mut row, times): (Vec<String>, usize)| {
+        if times > 1 {
+            row[1].push_str(&format!(" ×{times}"));
+        }
+        row
+    };
+    found.into_iter().map(times).collect()
+}
+
+fn all_events(world: &World) -> anyhow::Result<Vec<Value>> {
+    let lists = world.countersign_json(&["audit"])?;
+    let items = lists.iter().filter_map(|list| list["items"].as_array()).flatten();
+    Ok(items.map(|item| item["event"].clone()).collect())
+}
+
+fn events(world: &World, kind: &str) -> anyhow::Result<Vec<Value>> {
+    Ok(all_events(world)?.into_iter().filter(|event| event["kind"] == kind).collect())
+}
 
 fn search_client(world: &World, billing: &Workload, report: &Report) -> anyhow::Result<()> {
-    let lifted = world.countersign(&["revoke", "workload/billing", "-n", "payments", "--lift"])?;
-    ensure!(lifted.success(), "countersign revoke --lift: {}{}", lifted.text(), lifted.stderr);
     // One call, after which the client stays as it is.
     let mut kept = billing.steady("kept", "/v1/charges/{id}", &["--calls", "1"])?;
-    kept.wait_for(200, 1, PATIENCE).or_else(|_| {
-        // The lift may reach the proxy after the call.
-        kept = billing.steady("kept-2", "/v1/charges/{id}", &["--calls", "20"])?;
-        kept.wait_for(200, 1, PATIENCE)
-    })?;
+    kept.wait_for(200, 1, PATIENCE)?;
     let seen = world.seen()?;
     let signatures: BTreeSet<&str> =
         seen.requests.iter().filter_map(|request| request.signature.as_deref()).collect();
@@ -237,20 +335,4 @@ fn search_client(world: &World, billing: &Workload, report: &Report) -> anyhow::
         signatures.len()
     ));
     Ok(())
-}
-
-fn minutes(seconds: u64) -> String {
-    format!("{} min {} s", seconds / 60, seconds % 60)
-}
-
-/// Calls back for each object in a value.
-fn visit(value: &Value, each: &mut impl FnMut(&serde_json::Map<String, Value>)) {
-    match value {
-        Value::Object(object) => {
-            each(object);
-            object.values().for_each(|value| visit(value, each));
-        }
-        Value::Array(values) => values.iter().for_each(|value| visit(value, each)),
-        _ => (),
-    }
 }

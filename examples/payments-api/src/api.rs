@@ -18,7 +18,7 @@ use hyper::body::Incoming;
 use serde_json::json;
 
 use crate::seen::{Arrival, Seen};
-use crate::verify::{Refused, Token, Verifier};
+use crate::verify::{Refused, Token, Verifier, log};
 
 /// A body of any kind.
 pub(crate) type Body = BoxBody<Bytes, hyper::Error>;
@@ -97,10 +97,19 @@ async fn told(parts: &Parts, body: Incoming, token: &Token) -> Response<Body> {
         Ok(body) => body.to_bytes().len(),
         Err(_) => return plain(StatusCode::BAD_REQUEST, json!({ "error": "the body broke off" })),
     };
+    log(&format!(
+        "{} {} by {} with a token that lives {} s, {} s left",
+        parts.method,
+        parts.uri.path(),
+        token.caller,
+        token.lifetime,
+        token.seconds_left
+    ));
     plain(
         StatusCode::OK,
         json!({
             "caller": token.caller,
+            "tokenLifetimeSeconds": token.lifetime,
             "tokenSecondsLeft": token.seconds_left,
             "tokenId": token.id,
             "httpVersion": format!("{:?}", parts.version),

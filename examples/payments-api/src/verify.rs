@@ -37,6 +37,9 @@ pub(crate) struct Token {
     pub(crate) caller: String,
     /// `jti`.
     pub(crate) id: String,
+    /// From `iat` to `exp`, in seconds.
+    pub(crate) lifetime: u64,
+    /// From now to `exp`.
     pub(crate) seconds_left: u64,
     /// The third part, for the log.
     pub(crate) signature: String,
@@ -159,6 +162,7 @@ impl Verifier {
         Ok(Token {
             caller: claims.sub,
             id: claims.jti,
+            lifetime: claims.exp.saturating_sub(claims.iat),
             seconds_left: claims.exp.saturating_sub(now),
             signature: text.rsplit('.').next().unwrap_or_default().to_owned(),
             claims: claims.rest,
@@ -241,6 +245,6 @@ fn bearer(headers: &HeaderMap) -> Result<&str, Refused> {
 }
 
 #[expect(clippy::print_stderr, reason = "an example's log is its standard error")]
-fn log(line: &str) {
+pub(crate) fn log(line: &str) {
     eprintln!("{line}");
 }

@@ -6,7 +6,7 @@ use super::{changes_json, diagnostics_json, label, read_files, show_diagnostics}
 use crate::arguments::{Apply, Cli, Form};
 use crate::client;
 use crate::exit::{Exit, Refusal};
-use crate::output::Output;
+use crate::output::{Output, counted};
 
 /// Creates or changes documents.
 ///
@@ -20,8 +20,8 @@ pub async fn apply(cli: &Cli, output: &Output, asked: &Apply) -> Result<Exit, Re
         default_namespace: asked.namespace.clone(),
     };
     let answer = client::connect(cli).await?.apply(request).await?.into_inner();
-    if output.form() == Form::Json {
-        output.json(
+    if output.is_structured() {
+        output.document(
             "ApplyResult",
             serde_json::json!({
                 "changes": changes_json(&answer.changes), "diagnostics": diagnostics_json(&answer.diagnostics),
@@ -33,8 +33,11 @@ pub async fn apply(cli: &Cli, output: &Output, asked: &Apply) -> Result<Exit, Re
     }
     if show_diagnostics(output, &answer.diagnostics, &files) {
         let errors = answer.diagnostics.iter().filter(|diagnostic| diagnostic.severity == "error").count();
-        let warnings = answer.diagnostics.len() - errors;
-        output.talk(&format!("{errors} errors, {warnings} warnings. Nothing was applied."));
+        let found = match answer.diagnostics.len() - errors {
+            0 => counted(errors, "error"),
+            warnings => format!("{}, {}", counted(errors, "error"), counted(warnings, "warning")),
+        };
+        output.talk(&format!("{found} in {}. Nothing was applied.", counted(files.len(), "file")));
         return Ok(Exit::No);
     }
     let note = if asked.dry_run { " (dry run)" } else { "" };

@@ -10,9 +10,10 @@ use wire::v1;
 
 use super::now;
 use crate::arguments::{Audit, AuditCommand, Cli, Form};
+use crate::client;
 use crate::exit::{Exit, Refusal};
-use crate::output::{Output, Tone};
-use crate::{client, table};
+use crate::output::{Output, Tone, counted};
+use crate::table::Cell;
 
 /// Lists what happened, or proves the record.
 ///
@@ -45,23 +46,35 @@ async fn list(cli: &Cli, output: &Output, asked: &Audit) -> Result<Exit, Refusal
     };
     let mut answers = client::connect(cli).await?.audit(request).await?.into_inner();
     let mut events = Vec::new();
+    let mut first = true;
     while let Some(answer) = answers.message().await? {
         let Some(message) = &answer.record else { continue };
         let Ok(record) = Record::try_from(message) else { continue };
         match (output.form(), asked.follow) {
             (Form::Jsonl, _) => output.answer(&format!("{}\n", json!(Exported::from(&record)))),
             (Form::Json, true) => output.answer(&format!("{}\n", item(&record))),
-            (Form::Json, false) => events.push(record),
-            (_, true) => output.answer(&rows_of(output, &[record], false)),
+            (Form::Yaml, true) => output.yaml(&item(&record)),
+            (Form::Name, true) => ids(output, &[record]),
+            (_, true) => {
+                // The header once, above what follows.
+                let rows = rows_of(output, &[record]);
+                if !rows.is_empty() && std::mem::take(&mut first) {
+                    output.table(&TITLES, &rows);
+                } else {
+                    output.more_rows(&TITLES, &rows);
+                }
+            }
             (_, false) => events.push(record),
         }
     }
     match output.form() {
-        Form::Json if !asked.follow => {
-            output.json("AuditEventList", json!({ "items": events.iter().map(item).collect::<Vec<_>>() }));
+        Form::Json | Form::Yaml if !asked.follow => {
+            output
+                .document("AuditEventList", json!({ "items": events.iter().map(item).collect::<Vec<_>>() }));
         }
-        Form::Jsonl | Form::Json => {}
-        _ if !asked.follow => output.answer(&rows_of(output, &events, true)),
+        Form::Jsonl | Form::Json | Form::Yaml => {}
+        Form::Name if !asked.follow => ids(output, &events),
+        _ if !asked.follow => output.table(&TITLES, &rows_of(output, &events)),
         _ => {}
     }
     Ok(Exit::Done)
@@ -86,7 +99,16 @@ struct Row {
     times: usize,
 }
 
-fn rows_of(output: &Output, records: &[Record], header: bool) -> String {
+const TITLES: [&str; 8] = ["TIME", "CALLER", "ACTION", "TARGET", "DECISION", "WHY", "CREDENTIAL", "ID"];
+
+/// The ids of decisions alone, as `explain` takes them.
+fn ids(output: &Output, records: &[Record]) {
+    let events = records.iter().filter_map(|record| serde_json::from_slice::<Event>(&record.payload).ok());
+    let rows = events.filter_map(|event| row(&event, &HashMap::new())).filter(|row| row.id != "-");
+    rows.for_each(|row| output.answer(&format!("{}\n", row.id)));
+}
+
+fn rows_of(output: &Output, records: &[Record]) -> Vec<Vec<Cell>> {
     let events: Vec<Event> = records.iter().filter_map(|r| serde_json::from_slice(&r.payload).ok()).collect();
     let outcomes: HashMap<DecisionId, &Outcome> = events
         .iter()
@@ -106,8 +128,7 @@ fn rows_of(output: &Output, records: &[Record], header: bool) -> String {
             _ => rows.push(row),
         }
     }
-    let cells: Vec<Vec<String>> = rows
-        .into_iter()
+    rows.into_iter()
         .map(|row| {
             let times = if row.times > 1 { format!("{} ×{}", row.target, row.times) } else { row.target };
             let tone = if ["denied", "refused", "gone", "loop", "shared"].contains(&row.decision.as_str()) {
@@ -116,20 +137,17 @@ fn rows_of(output: &Output, records: &[Record], header: bool) -> String {
                 Tone::Good
             };
             vec![
-                output.time(row.time, now()),
-                row.caller,
-                row.action,
-                times,
-                output.toned(tone, &row.decision),
-                row.why,
-                row.credential,
-                row.id,
+                output.time(row.time, now()).into(),
+                row.caller.into(),
+                row.action.into(),
+                times.into(),
+                Cell::toned(tone, row.decision),
+                row.why.into(),
+                row.credential.into(),
+                row.id.into(),
             ]
         })
-        .collect();
-    let titles = ["TIME", "CALLER", "ACTION", "TARGET", "DECISION", "WHY", "CREDENTIAL", "ID"];
-    let text = table::render(&titles, &cells);
-    if header { text } else { text.split_once('\n').map_or(String::new(), |(_, rest)| rest.to_owned()) }
+        .collect()
 }
 
 fn same(a: &Row, b: &Row) -> bool {
@@ -270,10 +288,10 @@ async fn verify(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
         })
         .collect();
     let summary = format!(
-        "{} records in {} streams, {} checkpoints",
-        answer.records,
-        answer.streams.len(),
-        answer.checkpoints
+        "{} in {}, {}",
+        counted(usize::try_from(answer.records).unwrap_or(usize::MAX), "record"),
+        counted(answer.streams.len(), "stream"),
+        counted(usize::try_from(answer.checkpoints).unwrap_or(usize::MAX), "checkpoint")
     );
     Ok(verdict(output, &verdicts, &summary))
 }
@@ -288,7 +306,7 @@ struct Verdict {
 
 fn verdict(output: &Output, streams: &[Verdict], summary: &str) -> Exit {
     let whole = streams.iter().all(|verdict| verdict.broken.is_none());
-    if output.form() == Form::Json {
+    if output.is_structured() {
         let streams: Vec<_> = streams
             .iter()
             .map(|Verdict { stream, last, broken }| {
@@ -298,7 +316,7 @@ fn verdict(output: &Output, streams: &[Verdict], summary: &str) -> Exit {
                 json!({ "stream": stream, "last": last, "broken": broken })
             })
             .collect();
-        output.json("AuditVerification", json!({ "whole": whole, "streams": streams }));
+        output.document("AuditVerification", json!({ "whole": whole, "streams": streams }));
     } else {
         for Verdict { stream, last, broken } in streams {
             match broken {
@@ -385,6 +403,7 @@ fn verify_export(output: &Output, path: &std::path::Path) -> Result<Exit, Refusa
         .into_iter()
         .map(|(stream, (follower, broken))| Verdict { stream, last: follower.last, broken })
         .collect();
-    let summary = format!("{records} records in {} streams of an export", verdicts.len());
+    let streams = counted(verdicts.len(), "stream");
+    let summary = format!("{} in {streams} of an export", counted(records, "record"));
     Ok(verdict(output, &verdicts, &summary))
 }

@@ -5,9 +5,10 @@ use resources::kind::Kind;
 use resources::values;
 use wire::v1;
 
-use crate::arguments::{Bypass, Cli, Form};
+use crate::arguments::{Bypass, Cli};
 use crate::client;
 use crate::exit::{Exit, Refusal};
+use crate::naming::{Named, with_nearest};
 use crate::output::Output;
 
 /// Begins a bypass, or ends it.
@@ -25,10 +26,15 @@ pub async fn bypass(cli: &Cli, output: &Output, asked: &Bypass) -> Result<Exit, 
         lift: asked.lift,
         wait_ms: asked.wait,
     };
-    let answer = client::connect(cli).await?.bypass(request).await?.into_inner();
+    let named = request.workload.clone().unwrap_or_default();
+    let mut client = client::connect(cli).await?;
+    let answer = match client.bypass(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => return Err(with_nearest(status.into(), &mut client, &named).await),
+    };
     let bypass = answer.bypass.clone().unwrap_or_default();
-    if output.form() == Form::Json {
-        output.json(
+    if output.is_structured() {
+        output.document(
             "BypassResult",
             serde_json::json!({
                 "object": asked.target, "verb": answer.verb, "bypass": bypass.id, "reason": bypass.reason,
@@ -39,7 +45,7 @@ pub async fn bypass(cli: &Cli, output: &Output, asked: &Bypass) -> Result<Exit, 
     } else {
         output.answer(&format!("{}\n", sentence(asked, &answer, &bypass)));
     }
-    Ok(if answer.confirmed == answer.proxies { Exit::Done } else { Exit::No })
+    Ok(if answer.confirmed == answer.proxies { Exit::Done } else { Exit::WaitedInVain })
 }
 
 fn sentence(asked: &Bypass, answer: &v1::BypassResponse, bypass: &v1::Bypass) -> String {
@@ -64,18 +70,9 @@ fn milliseconds(text: &str) -> Result<i64, Refusal> {
 }
 
 fn workload(asked: &Bypass) -> Result<v1::Reference, Refusal> {
-    let usage =
-        || Refusal::plain(Exit::Usage, format!("`{}` can't be bypassed: name workload/NAME", asked.target));
-    let (kind, name) = asked.target.split_once('/').ok_or_else(usage)?;
-    if Kind::parse(kind) != Some(Kind::Workload) || name.is_empty() {
-        return Err(usage());
+    let reference = Named::document(&asked.target, None, &asked.namespace)?;
+    if reference.kind == Kind::Workload.as_str() {
+        return Ok(reference);
     }
-    if asked.namespace.is_empty() {
-        return Err(Refusal::plain(Exit::Usage, "a Workload belongs to a namespace: give it with -n"));
-    }
-    Ok(v1::Reference {
-        kind: Kind::Workload.as_str().to_owned(),
-        namespace: asked.namespace.clone(),
-        name: name.to_owned(),
-    })
+    Err(Refusal::plain(Exit::Usage, format!("`{}` can't be bypassed: name workload/NAME", asked.target)))
 }

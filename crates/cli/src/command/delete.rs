@@ -3,39 +3,58 @@
 use resources::kind::Kind;
 use wire::v1;
 
-use super::{changes_json, diagnostics_json, label, read_files, show_diagnostics};
+use super::{changes_json, confirm, diagnostics_json, label, read_files, show_diagnostics};
 use crate::arguments::{Cli, Delete, Form};
 use crate::client;
 use crate::exit::{Exit, Refusal};
-use crate::output::Output;
+use crate::naming::{Named, with_nearest};
+use crate::output::{Output, counted};
 
 /// Deletes documents.
 ///
 /// # Errors
 /// If what is named is not there, or the control plane can't be asked.
 pub async fn delete(cli: &Cli, output: &Output, asked: &Delete) -> Result<Exit, Refusal> {
-    let request = v1::DeleteRequest { references: references(asked)?, dry_run: asked.dry_run };
-    let answer = client::connect(cli).await?.delete(request).await?.into_inner();
-    if output.form() == Form::Json {
-        output.json(
+    let references = references(asked)?;
+    let guardrails = references.iter().filter(|reference| reference.kind == Kind::Guardrail.as_str()).count();
+    if guardrails > 0 && !asked.yes && !asked.dry_run {
+        let what = format!(
+            "This removes {}: what it forbids is up to policies alone then.",
+            counted(guardrails, "guardrail")
+        );
+        confirm(output, &what, "nothing was deleted")?;
+    }
+    let request = v1::DeleteRequest { references: references.clone(), dry_run: asked.dry_run };
+    let mut client = client::connect(cli).await?;
+    let answer = match client.delete(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => match references.as_slice() {
+            [one] => return Err(with_nearest(status.into(), &mut client, one).await),
+            _ => return Err(status.into()),
+        },
+    };
+    if output.is_structured() {
+        output.document(
             "DeleteResult",
             serde_json::json!({
                 "changes": changes_json(&answer.changes), "diagnostics": diagnostics_json(&answer.diagnostics),
+                "dryRun": asked.dry_run,
             }),
         );
     } else {
         show_diagnostics(output, &answer.diagnostics, &[]);
     }
     if answer.diagnostics.iter().any(|diagnostic| diagnostic.severity == "error") {
-        if output.form() != Form::Json {
-            output.talk("Nothing was deleted.");
-        }
+        output.talk("Nothing was deleted.");
         return Ok(Exit::No);
     }
-    if output.form() != Form::Json {
-        let note = if asked.dry_run { " (dry run)" } else { "" };
-        for change in &answer.changes {
-            output.answer(&format!("{} {}{note}\n", label(change.reference.as_ref()), change.verb));
+    let note = if asked.dry_run { " (dry run)" } else { "" };
+    for change in &answer.changes {
+        let name = label(change.reference.as_ref());
+        match output.form() {
+            Form::Name => output.answer(&format!("{name}\n")),
+            Form::Text | Form::Wide => output.answer(&format!("{name} {}{note}\n", change.verb)),
+            Form::Json | Form::Jsonl | Form::Yaml => {}
         }
     }
     Ok(Exit::Done)
@@ -46,11 +65,12 @@ fn references(asked: &Delete) -> Result<Vec<v1::Reference>, Refusal> {
         let files: Vec<(String, String)> =
             read_files(&asked.file)?.into_iter().map(|file| (file.name, file.text)).collect();
         let namespace = Some(asked.namespace.as_str()).filter(|namespace| !namespace.is_empty());
-        let (documents, wrong) = resources::parse(&files, namespace);
-        if let Some(first) = wrong.first() {
+        let parsed = resources::parse(&files, namespace);
+        if let Some(first) = parsed.diagnostics.first() {
             return Err(Refusal { exit: Exit::No, ..Refusal::coded(first.code, first.message.clone()) });
         }
-        return Ok(documents
+        return Ok(parsed
+            .documents
             .iter()
             .map(|document| v1::Reference {
                 kind: document.kind().as_str().to_owned(),
@@ -59,20 +79,6 @@ fn references(asked: &Delete) -> Result<Vec<v1::Reference>, Refusal> {
             })
             .collect());
     }
-    let kind = asked.kind.clone().unwrap_or_default();
-    let (kind, name) = match (kind.split_once('/'), &asked.name) {
-        (Some((kind, name)), None) => (kind.to_owned(), name.to_owned()),
-        (None, Some(name)) => (kind, name.clone()),
-        _ => return Err(Refusal::plain(Exit::Usage, "name one document: KIND NAME, or KIND/NAME")),
-    };
-    let Some(known) = Kind::parse(&kind) else {
-        return Err(Refusal::plain(Exit::Usage, format!("`{kind}` is not a kind of document")));
-    };
-    if known.is_namespaced() && asked.namespace.is_empty() {
-        return Err(Refusal::plain(
-            Exit::Usage,
-            format!("a {known} belongs to a namespace: give it with -n"),
-        ));
-    }
-    Ok(vec![v1::Reference { kind: known.as_str().to_owned(), namespace: asked.namespace.clone(), name }])
+    let kind = asked.kind.as_deref().unwrap_or_default();
+    Ok(vec![Named::document(kind, asked.name.as_deref(), &asked.namespace)?])
 }

@@ -1,86 +1,138 @@
 //! `countersign get`
 
 use model::UnixMillis;
-use serde_json::Value;
+use serde_json::{Value, json};
 use wire::v1;
 
 use super::{label, now};
 use crate::arguments::{Cli, Form, Get};
+use crate::client;
 use crate::exit::{Exit, Refusal};
+use crate::naming::{Named, with_nearest};
 use crate::output::{Output, Tone, ago};
-use crate::{client, table};
+use crate::table::Cell;
 
 /// Shows documents and state.
 ///
 /// # Errors
 /// If the control plane can't be asked, or the one that was named is not there.
 pub async fn get(cli: &Cli, output: &Output, asked: &Get) -> Result<Exit, Refusal> {
-    let request = v1::GetRequest {
-        kind: asked.kind.clone(),
-        namespace: asked.namespace.clone().unwrap_or_default(),
-        name: asked.name.clone().unwrap_or_default(),
-    };
-    let items = client::connect(cli).await?.get(request).await?.into_inner().items;
-    if items.is_empty()
-        && let Some(name) = &asked.name
-    {
-        return Err(Refusal::coded(model::Code::NotFound, format!("there is no {} `{name}`", asked.kind)));
+    let namespace = asked.namespace.as_deref().unwrap_or_default();
+    let Named { kind, namespace, name } = Named::read(&asked.kind, asked.name.as_deref(), namespace)?;
+    let request = v1::GetRequest { kind: kind.clone(), namespace: namespace.clone(), name: name.clone() };
+    let mut client = client::connect(cli).await?;
+    let items = client.get(request).await?.into_inner().items;
+    if items.is_empty() && !name.is_empty() {
+        let refusal = Refusal::coded(model::Code::NotFound, format!("there is no {kind} `{name}`"));
+        return Err(with_nearest(refusal, &mut client, &v1::Reference { kind, namespace, name }).await);
     }
     match output.form() {
+        // One that was named is itself the answer, as it can be applied.
+        Form::Json if !name.is_empty() && items.len() == 1 => {
+            output.answer(&format!("{:#}\n", value(&items[0])))
+        }
         Form::Json => {
-            output.json("List", serde_json::json!({ "items": items.iter().map(json).collect::<Vec<_>>() }))
+            output.document("List", json!({ "items": items.iter().map(value).collect::<Vec<_>>() }))
         }
-        Form::Jsonl => items.iter().for_each(|item| output.answer(&format!("{}\n", json(item)))),
-        Form::Yaml => {
-            for item in &items {
-                let text = serde_saphyr::to_string(&json(item))
-                    .map_err(|error| Refusal::plain(Exit::Error, error.to_string()))?;
-                output.answer(&format!("---\n{text}"));
-            }
-        }
+        Form::Jsonl => items.iter().for_each(|item| output.answer(&format!("{}\n", value(item)))),
+        Form::Yaml => items.iter().for_each(|item| output.yaml(&value(item))),
         Form::Name => {
             items.iter().for_each(|item| output.answer(&format!("{}\n", label(item.reference.as_ref()))))
         }
-        Form::Text | Form::Wide => {
-            if items.is_empty() {
-                output.talk(&format!("no {}", asked.kind));
-            } else {
-                output.answer(&shown(&items, output));
-            }
-        }
+        Form::Text | Form::Wide if items.is_empty() => output.talk(&format!("no {}", asked.kind)),
+        Form::Text | Form::Wide => show(output, &kind, &items, namespace.is_empty()),
     }
     Ok(Exit::Done)
 }
 
-fn json(item: &v1::Item) -> Value {
+fn value(item: &v1::Item) -> Value {
     serde_json::from_str(&item.json).unwrap_or_default()
 }
 
-fn shown(items: &[v1::Item], output: &Output) -> String {
+/// Title, and where in the item's JSON its value stands.
+type Column = (&'static str, &'static str);
+
+/// What answers "is it fine?" for a kind, between its name and its age.
+fn columns(kind: &str) -> &'static [Column] {
+    match kind {
+        "Workload" => {
+            &[("EGRESS", "/spec/egress"), ("DESTINATIONS", "/spec/destinations"), ("OWNER", "/spec/owner")]
+        }
+        "TrustProvider" => &[("ISSUER", "/spec/oidc/issuer"), ("AUDIENCE", "/spec/oidc/audience")],
+        "Destination" => &[("HOSTS", "/spec/hosts"), ("PORTS", "/spec/ports"), ("TLS", "/spec/tls")],
+        "CredentialProvider" => &[("AUDIENCE", "/spec/jwt/audience"), ("TTL", "/spec/jwt/ttl")],
+        "AccessPolicy" => &[
+            ("WORKLOAD", "/spec/workload"),
+            ("DESTINATION", "/spec/destination"),
+            ("CREDENTIAL", "/spec/credential"),
+        ],
+        "Condition" => &[("WINDOW", "/spec/timeWindow/timeZone"), ("ATTESTED", "/spec/attestedWithin")],
+        "Guardrail" => &[("REASON", "/spec/reason")],
+        "blocks" => &[("BLOCK", "/id"), ("REASON", "/reason")],
+        "bypasses" => &[("BYPASS", "/id"), ("UNTIL", "/until"), ("REASON", "/reason")],
+        "grants" => &[
+            ("CALLER", "/caller"),
+            ("DESTINATION", "/destination"),
+            ("UNTIL", "/expiresAt"),
+            ("REVOKED", "/revokedAt"),
+        ],
+        "callers" => &[("WORKLOADS", "/workloads"), ("PROVIDER", "/provider")],
+        _ => &[],
+    }
+}
+
+fn show(output: &Output, kind: &str, items: &[v1::Item], of_all_namespaces: bool) {
     let wide = output.form() == Form::Wide;
-    let mut header = vec!["NAMESPACE", "NAME", "AUTHOR"];
+    let namespaced = of_all_namespaces && items.iter().any(|item| !reference(item).namespace.is_empty());
+    let columns = columns(kind);
+    let mut header: Vec<&str> = if namespaced { vec!["NAMESPACE"] } else { Vec::new() };
+    header.push("NAME");
+    header.extend(columns.iter().map(|(title, _)| *title));
     if wide {
-        header.push("WHAT");
+        header.extend(["AUTHOR", "REVISION"]);
     }
     header.push("AGE");
-    let rows: Vec<Vec<String>> = items
+    let rows: Vec<Vec<Cell>> = items
         .iter()
         .map(|item| {
-            let reference = item.reference.clone().unwrap_or_default();
-            let namespace = if reference.namespace.is_empty() { "-".to_owned() } else { reference.namespace };
-            let mut row = vec![namespace, output.toned(Tone::Bold, &reference.name), item.author.clone()];
-            if wide {
-                let value = json(item);
-                row.push(value.get("spec").unwrap_or(&value).to_string());
+            let reference = reference(item);
+            let mut row = Vec::new();
+            if namespaced {
+                row.push(dash(&reference.namespace));
             }
-            let age = now().millis_since(UnixMillis(item.changed_at_ms));
-            row.push(if output.is_terminal() {
-                ago(age)
-            } else {
-                UnixMillis(item.changed_at_ms).to_string()
+            let name = if reference.name.is_empty() { reference.kind.to_lowercase() } else { reference.name };
+            row.push(Cell::toned(Tone::Bold, name));
+            let value = value(item);
+            row.extend(columns.iter().map(|(_, place)| dash(&text_of(value.pointer(place)))));
+            if wide {
+                row.extend([dash(&item.author), item.revision.to_string().into()]);
+            }
+            let changed = UnixMillis(item.changed_at_ms);
+            row.push(match output.is_terminal() {
+                true => ago(now().millis_since(changed)).into(),
+                false => changed.to_string().into(),
             });
             row
         })
         .collect();
-    table::render(&header, &rows)
+    output.table(&header, &rows);
+}
+
+fn reference(item: &v1::Item) -> v1::Reference {
+    item.reference.clone().unwrap_or_default()
+}
+
+fn dash(text: &str) -> Cell {
+    if text.is_empty() { "-".into() } else { text.into() }
+}
+
+fn text_of(value: Option<&Value>) -> String {
+    match value {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(text)) => text.clone(),
+        Some(Value::Array(items)) => {
+            items.iter().map(|item| text_of(Some(item))).collect::<Vec<_>>().join(",")
+        }
+        Some(other) => other.to_string(),
+    }
 }

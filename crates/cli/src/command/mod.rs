@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod audit;
 pub mod bypass;
+pub mod completion;
 pub mod delete;
 pub mod doctor;
 pub mod explain;
@@ -21,13 +22,26 @@ fn now() -> UnixMillis {
     UnixMillis::from_system(std::time::SystemTime::now())
 }
 
-/// `accesspolicy/payments/billing-charges`.
+/// `accesspolicy/payments/billing-charges`: what every command takes as a name.
 fn label(reference: Option<&v1::Reference>) -> String {
     let Some(reference) = reference else { return String::new() };
-    let kind = reference.kind.to_ascii_lowercase();
-    match reference.namespace.as_str() {
-        "" => format!("{kind}/{}", reference.name),
-        namespace => format!("{kind}/{namespace}/{}", reference.name),
+    let parts = [&*reference.kind.to_ascii_lowercase(), &reference.namespace, &reference.name];
+    parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join("/")
+}
+
+/// What can't be undone is asked about first, by default with no; nobody is there to ask in a script.
+fn confirm(output: &Output, what: &str, otherwise: &str) -> Result<(), Refusal> {
+    use std::io::{BufRead as _, IsTerminal as _};
+    if !std::io::stdin().is_terminal() {
+        let what = what.trim_end_matches('.');
+        return Err(Refusal::plain(Exit::Usage, format!("{what}; give --yes to do it")));
+    }
+    output.talk(&format!("{what} Go on? [y/N]"));
+    let mut line = String::new();
+    std::io::stdin().lock().read_line(&mut line)?;
+    match line.trim().eq_ignore_ascii_case("y") {
+        true => Ok(()),
+        false => Err(Refusal::plain(Exit::No, otherwise)),
     }
 }
 

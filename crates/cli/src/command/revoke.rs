@@ -1,16 +1,14 @@
 //! `countersign revoke`
 
-use std::io::{BufRead as _, IsTerminal as _};
-
 use model::UnixMillis;
-use resources::kind::Kind;
 use wire::v1;
 use wire::v1::revoke_request::Target;
 
-use super::now;
-use crate::arguments::{Cli, Form, Revoke};
+use super::{confirm, now};
+use crate::arguments::{Cli, Revoke};
 use crate::client;
 use crate::exit::{Exit, Refusal};
+use crate::naming::{Named, with_nearest};
 use crate::output::{Output, ago};
 
 /// Blocks, lifts a block, or drops a grant.
@@ -19,29 +17,46 @@ use crate::output::{Output, ago};
 /// If what is named is not there, or the control plane can't be asked.
 pub async fn revoke(cli: &Cli, output: &Output, asked: &Revoke) -> Result<Exit, Refusal> {
     let target = target(asked)?;
-    if matches!(target, Target::Everything(_)) && !asked.lift && !asked.yes {
-        confirm(output)?;
+    if matches!(target, Target::Everything(_)) && !asked.lift && !asked.yes && !asked.dry_run {
+        confirm(output, "This stops every call of every workload.", "nothing was revoked")?;
     }
+    let wait = resources::values::duration(&asked.wait).ok_or_else(|| {
+        Refusal::plain(Exit::Usage, format!("`{}` is not a duration such as 2s", asked.wait))
+    })?;
     let request = v1::RevokeRequest {
-        target: Some(target),
+        target: Some(target.clone()),
         lift: asked.lift,
         reason: asked.reason.clone(),
-        wait_ms: asked.wait,
+        wait_ms: wait.saturating_mul(1000),
+        dry_run: asked.dry_run,
     };
-    let answer = client::connect(cli).await?.revoke(request).await?.into_inner();
-    if output.form() == Form::Json {
-        output.json(
+    let mut client = client::connect(cli).await?;
+    let answer = match client.revoke(request).await {
+        Ok(answer) => answer.into_inner(),
+        Err(status) => {
+            let named = match target {
+                Target::Block(reference) => reference,
+                Target::Grant(name) => {
+                    v1::Reference { kind: "grants".to_owned(), name, ..Default::default() }
+                }
+                Target::Everything(_) => return Err(status.into()),
+            };
+            return Err(with_nearest(status.into(), &mut client, &named).await);
+        }
+    };
+    if output.is_structured() {
+        output.document(
             "RevokeResult",
             serde_json::json!({
                 "object": asked.target, "verb": answer.verb, "block": answer.block_id, "proxies": answer.proxies,
-                "confirmed": answer.confirmed,
+                "confirmed": answer.confirmed, "dryRun": asked.dry_run,
                 "lastExpiry": (answer.last_expiry_ms > 0).then(|| UnixMillis(answer.last_expiry_ms).to_string()),
             }),
         );
     } else {
         output.answer(&format!("{}\n", sentence(asked, &answer)));
     }
-    Ok(if answer.confirmed == answer.proxies { Exit::Done } else { Exit::No })
+    Ok(if asked.dry_run || answer.confirmed == answer.proxies { Exit::Done } else { Exit::WaitedInVain })
 }
 
 fn sentence(asked: &Revoke, answer: &v1::RevokeResponse) -> String {
@@ -53,8 +68,15 @@ fn sentence(asked: &Revoke, answer: &v1::RevokeResponse) -> String {
         }
         (verb, _, _) => verb.to_owned(),
     };
-    let mut sentence =
-        format!("{} {verb}; {} of {} proxies confirmed", asked.target, answer.confirmed, answer.proxies);
+    let mut sentence = match asked.dry_run {
+        true => format!("{} {verb} (dry run); proxies that it concerns: {}", asked.target, answer.proxies),
+        false => {
+            format!("{} {verb}; {} of {} proxies confirmed", asked.target, answer.confirmed, answer.proxies)
+        }
+    };
+    if !asked.dry_run && answer.confirmed < answer.proxies {
+        sentence.push_str(&format!(" within {}: `countersign status` shows the others", asked.wait));
+    }
     if answer.last_expiry_ms > 0 {
         let until = UnixMillis(answer.last_expiry_ms);
         sentence.push_str(&format!("; a token that was already sent stays good until {until}"));
@@ -77,31 +99,5 @@ fn target(asked: &Revoke) -> Result<Target, Refusal> {
     if kind == "grant" {
         return Ok(Target::Grant(name.to_owned()));
     }
-    let kind = Kind::parse(kind).ok_or_else(usage)?;
-    if asked.namespace.is_empty() {
-        return Err(Refusal::plain(Exit::Usage, format!("a {kind} belongs to a namespace: give it with -n")));
-    }
-    Ok(Target::Block(v1::Reference {
-        kind: kind.as_str().to_owned(),
-        namespace: asked.namespace.clone(),
-        name: name.to_owned(),
-    }))
-}
-
-/// Everything at once is asked about first; nobody is there to ask in a script.
-fn confirm(output: &Output) -> Result<(), Refusal> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Refusal::plain(
-            Exit::Usage,
-            "this stops every call of every workload; give --yes to do it",
-        ));
-    }
-    output.talk("This stops every call of every workload. Go on? [y/N]");
-    let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line)?;
-    if line.trim().eq_ignore_ascii_case("y") {
-        Ok(())
-    } else {
-        Err(Refusal::plain(Exit::No, "nothing was revoked"))
-    }
+    Named::document(&asked.target, None, &asked.namespace).map(Target::Block)
 }

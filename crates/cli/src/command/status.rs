@@ -4,10 +4,11 @@ use model::{UnixMillis, Version};
 use wire::v1;
 
 use super::now;
-use crate::arguments::{Cli, Form};
+use crate::arguments::Cli;
+use crate::client;
 use crate::exit::{Exit, Refusal};
-use crate::output::Output;
-use crate::{client, table};
+use crate::output::{Output, Tone};
+use crate::table::Cell;
 
 /// Shows the proxies that are connected.
 ///
@@ -16,7 +17,7 @@ use crate::{client, table};
 pub async fn status(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
     let answer = client::connect(cli).await?.status(v1::StatusRequest {}).await?.into_inner();
     let good = answer.proxies.iter().all(|proxy| state(proxy) == "ready");
-    if output.form() == Form::Json {
+    if output.is_structured() {
         let proxies: Vec<_> = answer
             .proxies
             .iter()
@@ -31,7 +32,7 @@ pub async fn status(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
             })
             .collect();
         let bypasses: Vec<_> = answer.bypasses.iter().map(bypass_json).collect();
-        output.json(
+        output.document(
             "Status",
             serde_json::json!({
                 "version": version(answer.version), "proxies": proxies, "bypasses": bypasses,
@@ -43,26 +44,23 @@ pub async fn status(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
         for bypass in &answer.bypasses {
             output.answer(&bypass_line(bypass));
         }
-        let rows: Vec<Vec<String>> = answer
+        let rows: Vec<Vec<Cell>> = answer
             .proxies
             .iter()
             .map(|proxy| {
                 let caller = proxy.caller.split_once("//").map_or(proxy.caller.as_str(), |(_, rest)| rest);
                 vec![
-                    caller.to_owned(),
-                    proxy.instance.clone(),
-                    version(proxy.running),
-                    proxy.grants.to_string(),
-                    output.time(UnixMillis(proxy.last_seen_ms), now()),
-                    proxy.egress.clone(),
-                    state(proxy).to_owned(),
+                    Cell::toned(Tone::Bold, caller),
+                    proxy.instance.clone().into(),
+                    version(proxy.running).into(),
+                    proxy.grants.to_string().into(),
+                    output.time(UnixMillis(proxy.last_seen_ms), now()).into(),
+                    proxy.egress.clone().into(),
+                    Cell::toned(if state(proxy) == "ready" { Tone::Good } else { Tone::Bad }, state(proxy)),
                 ]
             })
             .collect();
-        output.answer(&table::render(
-            &["CALLER", "INSTANCE", "POLICY", "GRANTS", "LAST", "EGRESS", "STATE"],
-            &rows,
-        ));
+        output.table(&["CALLER", "INSTANCE", "POLICY", "GRANTS", "LAST", "EGRESS", "STATE"], &rows);
         output.answer(&remarks(&answer.proxies));
     }
     Ok(if good { Exit::Done } else { Exit::No })

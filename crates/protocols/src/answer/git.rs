@@ -8,7 +8,10 @@ pub(super) fn form(said: &Said<'_>) -> Form {
     let detail: String = said.detail.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let text = format!(
         "{} {}\n{detail}\n{}\nRefused by countersign on this side, not by the server; decision {}\n",
-        said.code, entry.title, entry.remedy, said.decision
+        said.code,
+        entry.title,
+        entry.remedy_for(said.decision),
+        said.decision
     );
     Form::new("text/plain", text)
 }

@@ -60,7 +60,10 @@ impl Said<'_> {
         let detail = self.detail.trim_end_matches('.');
         format!(
             "{} {}: {detail}. {} (countersign, decision {})",
-            self.code, entry.title, entry.remedy, self.decision
+            self.code,
+            entry.title,
+            entry.remedy_for(self.decision),
+            self.decision
         )
     }
 }

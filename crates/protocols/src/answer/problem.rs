@@ -16,7 +16,7 @@ pub(super) fn form(said: &Said<'_>) -> Form {
         "code": code.as_str(),
         "stage": code.stage().as_str(),
         "decision_id": said.decision.to_string(),
-        "remedy": entry.remedy,
+        "remedy": entry.remedy_for(said.decision),
         "retryable": entry.retryable,
         // npm shows this member, and nothing else of a body.
         "error": said.line(),
@@ -64,8 +64,8 @@ mod tests {
         assert_eq!(body["retryable"], false);
         assert_eq!(
             body["error"],
-            "CS5001 Denied by policy: No policy allows it. `countersign explain` shows the nearest policy and what it \
-             lacks. (countersign, decision 0000000000007)"
+            "CS5001 Denied by policy: No policy allows it. `countersign explain 0000000000007` shows the nearest policy \
+             and what it lacks. (countersign, decision 0000000000007)"
         );
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use service::trust::Bundle;
 
-use crate::arguments::{Cli, Doctor, Form};
+use crate::arguments::{Cli, Doctor};
 use crate::exit::{Exit, Refusal};
 use crate::output::Output;
 
@@ -45,8 +45,8 @@ pub async fn doctor(_: &Cli, output: &Output, asked: &Doctor) -> Result<Exit, Re
         return Err(Refusal::plain(Exit::Error, message));
     }
     let bundle = Bundle::at(&asked.bundle);
-    if output.form() == Form::Json {
-        output.json("Doctor", report::json(&asked.url, &findings, &bundle));
+    if output.is_structured() {
+        output.document("Doctor", report::json(&asked.url, &findings, &bundle));
     } else {
         output.answer(&report::text(&asked.url, &findings, &bundle, &|mark| output.mark(mark)));
     }

@@ -90,7 +90,7 @@ pub fn text(url: &str, findings: &[Finding], bundle: &Bundle, mark: &dyn Fn(&str
         .iter()
         .map(|finding| vec![finding.name(), finding.trust.as_str().to_owned(), finding.how()])
         .collect();
-    let table = table::render(&["RUNTIME", "TRUSTS", "HOW"], &rows);
+    let table = table::plain(&["RUNTIME", "TRUSTS", "HOW"], &rows);
     let mut text = format!("Calling {url}\n\n");
     for (index, line) in table.lines().enumerate() {
         let mark = match index.checked_sub(1).map(|index| findings[index].trust) {
