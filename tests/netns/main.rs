@@ -4,6 +4,7 @@
 
 mod bypass;
 mod capture;
+mod carrying;
 mod cli;
 mod clients;
 mod corporate;
@@ -12,6 +13,7 @@ mod dialects;
 mod explicit;
 mod failures;
 mod floods;
+mod framing;
 mod kill;
 mod limits;
 mod names;

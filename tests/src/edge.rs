@@ -54,12 +54,7 @@ impl World {
     /// If Node is not installed, or the server does not become ready.
     pub fn start_edge(&mut self) -> anyhow::Result<Daemon> {
         let sandbox = self.sandbox().clone();
-        sandbox.add_host(EDGE, 20)?;
-        let leaf = self.certificates().server(&[EDGE])?;
-        let directory = format!("{PRIVATE}/{EDGE}");
-        sandbox.private_directory(&directory, 0)?;
-        sandbox.write(format!("{directory}/certificate.pem"), leaf.certificate)?;
-        sandbox.write(format!("{directory}/key.pem"), leaf.key)?;
+        let directory = self.edge_certificate()?;
         let script = client("edge-server.mjs");
         let mut edge = Daemon::start(
             &sandbox,
@@ -75,6 +70,18 @@ impl World {
         edge.wait_until_ready()?;
         self.apply(DOCUMENTS)?;
         Ok(edge)
+    }
+
+    /// Gives the server its address and its certificate; says where that lies.
+    pub(crate) fn edge_certificate(&self) -> anyhow::Result<String> {
+        let sandbox = self.sandbox();
+        sandbox.add_host(EDGE, 20)?;
+        let leaf = self.certificates().server(&[EDGE])?;
+        let directory = format!("{PRIVATE}/{EDGE}");
+        sandbox.private_directory(&directory, 0)?;
+        sandbox.write(format!("{directory}/certificate.pem"), leaf.certificate)?;
+        sandbox.write(format!("{directory}/key.pem"), leaf.key)?;
+        Ok(directory)
     }
 
     /// What the edge server has seen.

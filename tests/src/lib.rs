@@ -13,6 +13,7 @@ pub mod edge;
 pub mod footprint;
 pub mod http;
 pub mod names;
+pub mod raw;
 pub mod sandbox;
 pub mod search;
 pub mod tls_server;

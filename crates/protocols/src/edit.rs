@@ -34,20 +34,17 @@ impl Edit {
         credential: Option<(&HeaderName, &HeaderValue)>,
     ) -> Vec<Removed> {
         let removed = self.remove(headers, credential.map(|(name, _)| name));
-        if let Some((name, value)) = credential {
-            let mut value = value.clone();
-            value.set_sensitive(true);
-            headers.insert(name.clone(), value);
-        }
+        put(headers, credential);
         removed
     }
 
-    /// Removes headers that we own from trailers; nothing is ever put into those.
-    pub fn apply_to_trailers(&self, trailers: &mut HeaderMap) -> Vec<Removed> {
-        self.remove(trailers, None)
+    /// Removes headers that we own from trailers; nothing is ever put into those. `also` is that of the credential.
+    pub fn apply_to_trailers(&self, trailers: &mut HeaderMap, also: Option<&HeaderName>) -> Vec<Removed> {
+        self.remove(trailers, also)
     }
 
-    fn remove(&self, headers: &mut HeaderMap, also: Option<&HeaderName>) -> Vec<Removed> {
+    /// Removes what the application put into headers that we own, in every spelling. `also` is that of the credential.
+    pub fn remove(&self, headers: &mut HeaderMap, also: Option<&HeaderName>) -> Vec<Removed> {
         let ours = |name: &HeaderName| self.owned.iter().chain(also).any(|owned| same(owned, name));
         // Of most requests nothing is removed, and then nothing is copied.
         let spellings: Vec<HeaderName> = headers.keys().filter(|name| ours(name)).cloned().collect();
@@ -62,6 +59,16 @@ impl Edit {
             }
         }
         removed
+    }
+}
+
+/// Puts a credential in. The last thing that happens to a header: what ends at this hop must be gone by then, since an
+/// application can name any field there.
+pub fn put(headers: &mut HeaderMap, credential: Option<(&HeaderName, &HeaderValue)>) {
+    if let Some((name, value)) = credential {
+        let mut value = value.clone();
+        value.set_sensitive(true);
+        headers.insert(name.clone(), value);
     }
 }
 
@@ -134,7 +141,7 @@ mod tests {
     fn trailers_lose_ours_and_gain_nothing() {
         let mut trailers = HeaderMap::new();
         trailers.append(AUTHORIZATION, HeaderValue::from_static("Bearer a"));
-        assert_eq!(ours().apply_to_trailers(&mut trailers).len(), 1);
+        assert_eq!(ours().apply_to_trailers(&mut trailers, Some(&AUTHORIZATION)).len(), 1);
         assert!(trailers.is_empty());
     }
 

@@ -8,6 +8,7 @@ pub mod client_hello;
 pub mod connect;
 pub mod detect;
 pub mod edit;
+pub mod framing;
 pub mod http;
 pub mod redact;
 pub mod standing;

@@ -48,10 +48,11 @@ use crate::protocol::activity::{Activity, Busy};
 use crate::protocol::body::BodyError;
 use crate::protocol::facts::{self, Channel};
 use crate::protocol::grpc_end::GrpcEnd;
+use crate::protocol::hangup::Tcp;
 use crate::protocol::interim::Interim;
 use crate::protocol::rewind::Rewind;
 use crate::protocol::websocket::WebSocket;
-use crate::protocol::{Body, head, http1, http2};
+use crate::protocol::{Body, head, http1, http2, trailers};
 use crate::redact::{self, Redaction};
 use crate::rewrite;
 use crate::splice::reset;
@@ -350,7 +351,7 @@ impl Connection {
 
 async fn serve(
     connection: Rc<Connection>,
-    io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    io: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Tcp + Unpin + 'static,
 ) {
     match connection.version {
         HttpVersion::Http1 => http1::serve(connection, io).await,
@@ -373,6 +374,7 @@ fn sender<'a>(
         roots: &worker.shared.roots,
         handshake_patience: worker.shared.limits.patience.handshake,
         answer_patience: worker.shared.limits.answer,
+        trailers_dropped: &worker.shared.metrics.trailers_dropped,
         interim,
     }
 }
@@ -488,6 +490,8 @@ async fn carry(
     let standing =
         debug_span!("rewrite").in_scope(|| rewrite::apply(&way.edit, grant.as_deref(), &mut parts));
     redact::ask(&judged.destination, &mut parts.headers);
+    let owned = (&way.edit, grant.as_ref().map(|grant| &grant.header_name));
+    let body = trailers::clean(body, Some(owned), &connection.worker.shared.metrics.trailers_dropped);
     note_standing(connection, id, &judged, &standing);
     // 9 audit: the intent
     let open_call =
@@ -775,15 +779,20 @@ impl Act {
             let sending = pin!(sender.send(request, self.connection.version));
             open.unless_cut(sending).await
         };
-        if let (Ok(Err(failed)), Some(replay)) = (&sent, replay)
+        if let Ok(Err(failed)) = &mut sent
             && failed.untouched
+            && let Some(again) =
+                failed.unsent.take().map(|unsent| *unsent).or_else(|| Some(self.rewritten(replay?)))
         {
-            let again = self.rewritten(replay);
             let mut sending = Box::pin(sender.send(again, self.connection.version));
             sent = open.unless_cut(sending.as_mut()).await;
         }
         match sent {
             Ok(Ok(response)) => Ok(response),
+            Ok(Err(_)) if open.is_broken_up() => {
+                let detail = "the request's body is not valid, or broke off before its end";
+                Err(self.failed(Failure::new(Code::MalformedRequest, detail), open, CallResult::Failed))
+            }
             Ok(Err(failed)) => Err(self.failed(failed.failure, open, CallResult::Failed)),
             Err(code) => {
                 let failure = Failure::new(code, why_stopped(code));
@@ -859,6 +868,7 @@ impl Act {
         if is_event_stream(&parts.headers) {
             open.be_patient(self.connection.worker.shared.limits.stream);
         }
+        let body = trailers::clean(body, None, &self.connection.worker.shared.metrics.trailers_dropped);
         let (watched, cut, id) = (open.clone(), open.clone(), self.asked.id);
         let ends_with_status =
             self.facts.action == Action::Grpc && self.connection.version == HttpVersion::Http2;
@@ -959,5 +969,6 @@ fn refuse(connection: &Connection, id: DecisionId, asker: Asker, refused: Refuse
     if asker.head {
         *response.body_mut() = Body::Empty;
     }
-    response
+    // Where one request can be read in two ways, so can what follows it.
+    if failure.code == Code::MalformedRequest { answer::closing(response) } else { response }
 }

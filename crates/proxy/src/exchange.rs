@@ -30,6 +30,7 @@ pub struct Open {
     bytes_up_max: Option<u64>,
     bytes_down: Cell<u64>,
     still: Still,
+    broken_up: Cell<bool>,
 }
 
 /// Whether something moves, looked at once a tick: reading a clock for each frame would cost more than all of this.
@@ -66,6 +67,11 @@ impl Open {
     /// Why it was cut, if it was.
     pub fn cut_by(&self) -> Option<Code> {
         self.cut.get()
+    }
+
+    /// Whether the request's body broke off before its end, or was not valid.
+    pub fn is_broken_up(&self) -> bool {
+        self.broken_up.get()
     }
 
     /// Body bytes so far, up and down.
@@ -235,6 +241,9 @@ pub struct Guarded {
     open: Rc<Open>,
     direction: Direction,
     on_end: Option<OnEnd>,
+    /// How it broke off, until that is told: what came before must have gone out by then, since hyper throws away what
+    /// it has not written when a body fails.
+    broken: Option<BodyError>,
 }
 
 /// How a body ended.
@@ -258,13 +267,14 @@ impl Guarded {
             return body;
         }
         open.carry(Direction::Up, true);
-        Body::Watched(Box::new(Self { body, open, direction: Direction::Up, on_end: None }))
+        Body::Watched(Box::new(Self { body, open, direction: Direction::Up, on_end: None, broken: None }))
     }
 
     /// Guards the answer's body.
     pub fn down(body: Body, open: Rc<Open>, on_end: OnEnd) -> Body {
         open.carry(Direction::Down, true);
-        Body::Watched(Box::new(Self { body, open, direction: Direction::Down, on_end: Some(on_end) }))
+        let on_end = Some(on_end);
+        Body::Watched(Box::new(Self { body, open, direction: Direction::Down, on_end, broken: None }))
     }
 
     fn end(&mut self, end: End<'_>) {
@@ -283,6 +293,30 @@ impl Drop for Guarded {
 
 impl WatchedBody for Guarded {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(error) = self.broken.take() {
+            return Poll::Ready(Some(Err(error)));
+        }
+        match self.poll_guarded(cx) {
+            Poll::Ready(Some(Err(error))) if self.direction == Direction::Down => {
+                self.broken = Some(error);
+                cx.waker().wake_by_ref();
+                Poll::Pending
+            }
+            polled => polled,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.broken.is_none() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Guarded {
+    fn poll_guarded(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if self.open.poll_cut(self.direction, cx).is_ready() {
             self.end(End::Broken(&BodyError::Cut));
             return Poll::Ready(Some(Err(BodyError::Cut)));
@@ -295,7 +329,12 @@ impl WatchedBody for Guarded {
                     self.end(End::Complete);
                 }
             }
-            Poll::Ready(Some(Err(error))) => self.end(End::Broken(error)),
+            Poll::Ready(Some(Err(error))) => {
+                if self.direction == Direction::Up {
+                    self.open.broken_up.set(true);
+                }
+                self.end(End::Broken(error));
+            }
             Poll::Ready(None) => self.end(End::Complete),
             Poll::Pending => {}
         }
@@ -303,14 +342,6 @@ impl WatchedBody for Guarded {
             self.open.still.owed.set(polled.is_pending());
         }
         polled
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Metrics {
     unrecorded: IntCounter,
     standing: IntCounter,
     untrusted: IntCounterVec,
+    /// Fields of trailers that were not carried on.
+    pub trailers_dropped: IntCounter,
     duration: Histogram,
 }
 
@@ -68,6 +70,10 @@ impl Metrics {
                 ),
                 &["signal"],
             )?,
+            trailers_dropped: IntCounter::new(
+                "countersign_trailer_fields_dropped_total",
+                "Fields of trailers that were not carried: not announced to an HTTP/1 peer, or not allowed there.",
+            )?,
             duration: Histogram::with_opts(
                 HistogramOpts::new(
                     "countersign_call_seconds",
@@ -85,6 +91,7 @@ impl Metrics {
         registry.register(Box::new(metrics.unrecorded.clone()))?;
         registry.register(Box::new(metrics.standing.clone()))?;
         registry.register(Box::new(metrics.untrusted.clone()))?;
+        registry.register(Box::new(metrics.trailers_dropped.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
         // There from the start: a rate over a counter that appears with its first event misses that event.
         Signal::ALL.iter().for_each(|signal| drop(metrics.untrusted.with_label_values(&[signal.as_str()])));

@@ -3,8 +3,8 @@
 //! The change is data, made by the pure half ([`protocols::edit::Edit`]) and applied here: hop-by-hop fields go, the
 //! headers that we own lose whatever the application put there, and the credential goes in.
 
-use http::HeaderName;
 use http::request::Parts;
+use http::{HeaderName, HeaderValue};
 use model::Destination;
 use policy::Snapshot;
 use protocols::edit::Edit;
@@ -22,8 +22,30 @@ pub fn edit(snapshot: &Snapshot, destination: &Destination) -> Edit {
 /// Applies the change to a request's head; returns what the application had sent in headers that we own.
 #[must_use]
 pub fn apply(edit: &Edit, grant: Option<&Grant>, parts: &mut Parts) -> Vec<Removed> {
-    let credential = grant.map(|grant| (&grant.header_name, &grant.header));
-    let removed = edit.apply(&mut parts.headers, credential);
+    rewrite(edit, grant.map(|grant| (&grant.header_name, &grant.header)), parts)
+}
+
+fn rewrite(edit: &Edit, credential: Option<(&HeaderName, &HeaderValue)>, parts: &mut Parts) -> Vec<Removed> {
+    let removed = edit.remove(&mut parts.headers, credential.map(|(name, _)| name));
     protocols::http::strip_hop_by_hop(&mut parts.headers);
+    protocols::edit::put(&mut parts.headers, credential);
     removed
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{Request, header};
+
+    use super::*;
+
+    #[test]
+    fn an_application_can_t_have_our_credential_end_at_this_hop() {
+        let request =
+            Request::builder().header("connection", "close, Authorization").header("authorization", "theirs");
+        let mut parts = request.body(()).unwrap().into_parts().0;
+        let ours = HeaderValue::from_static("ours");
+        assert_eq!(rewrite(&Edit::new([]), Some((&header::AUTHORIZATION, &ours)), &mut parts).len(), 1);
+        assert_eq!(parts.headers.get(header::AUTHORIZATION), Some(&HeaderValue::from_static("ours")));
+        assert_eq!(parts.headers.len(), 1);
+    }
 }

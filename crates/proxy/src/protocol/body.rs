@@ -8,6 +8,8 @@ use bytes::Bytes;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use super::backlog::{Backlog, Received};
+
 /// A message body on its way through.
 pub enum Body {
     /// Nothing.
@@ -75,9 +77,9 @@ impl Body {
         if incoming.is_end_stream() { Self::Empty } else { Self::Http1(incoming) }
     }
 
-    /// Takes a body as h2 gives it.
-    pub fn from_http2(stream: h2::RecvStream) -> Self {
-        if stream.is_end_stream() { Self::Empty } else { Self::Http2(Http2Body::new(stream)) }
+    /// Takes a body as h2 gives it, of the connection with this backlog.
+    pub fn from_http2(stream: h2::RecvStream, backlog: &Backlog) -> Self {
+        if stream.is_end_stream() { Self::Empty } else { Self::Http2(Http2Body::new(backlog.stream(stream))) }
     }
 }
 
@@ -120,37 +122,21 @@ impl HttpBody for Body {
     }
 }
 
-/// The receiving half of an HTTP/2 stream.
-///
-/// Flow-control window is given back only when the next frame is asked for, that is when the one before has been
-/// taken by the other side: this is what carries back-pressure across.
+/// The receiving half of an HTTP/2 stream as a body.
 pub struct Http2Body {
-    stream: h2::RecvStream,
-    taken: usize,
+    stream: Received,
     data_done: bool,
 }
 
 impl Http2Body {
-    fn new(stream: h2::RecvStream) -> Self {
-        Self { stream, taken: 0, data_done: false }
-    }
-
-    fn release(&mut self) {
-        if self.taken > 0 {
-            // Fails only if more is released than was received, which the bookkeeping here excludes.
-            let _ = self.stream.flow_control().release_capacity(self.taken);
-            self.taken = 0;
-        }
+    fn new(stream: Received) -> Self {
+        Self { stream, data_done: false }
     }
 
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        self.release();
         if !self.data_done {
             match ready!(self.stream.poll_data(cx)) {
-                Some(Ok(data)) => {
-                    self.taken = data.len();
-                    return Poll::Ready(Some(Ok(Frame::data(data))));
-                }
+                Some(Ok(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
                 // A peer that answered in full may reset with NO_ERROR to say that it needs no more of the request
                 // (RFC 9113 §8.1): not an error of the message.
                 Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {

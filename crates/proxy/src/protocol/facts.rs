@@ -53,6 +53,7 @@ pub fn facts(parts: &Parts, channel: &Channel) -> Result<RequestFacts, Failure> 
             Failure::new(Code::Misdirected, "the request's target and its Host field name different servers")
         }
     })?;
+    check_scheme(parts, channel)?;
     let host = judged_host(&authority.host, channel)?;
     let port = match &channel.original {
         None => authority.port.unwrap_or(HTTP_PORT),
@@ -74,6 +75,18 @@ pub fn facts(parts: &Parts, channel: &Channel) -> Result<RequestFacts, Failure> 
         path: parts.uri.path().to_owned(),
         headers: BTreeMap::new(),
     })
+}
+
+/// A target may say a scheme (RFC 9112 §3.2.2, RFC 9113 §8.3.1); it must be the connection's (RFC 9110 §7.4).
+fn check_scheme(parts: &Parts, channel: &Channel) -> Result<(), Failure> {
+    let expected = if channel.secure { "https" } else { "http" };
+    match parts.uri.scheme_str() {
+        Some(scheme) if !scheme.eq_ignore_ascii_case(expected) => {
+            let detail = format!("the request's scheme is {scheme}, its connection's {expected}");
+            Err(Failure::new(Code::Misdirected, detail))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The one name that decides: that of the ClientHello, which the request must repeat; and that of the tunnel, if the

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
@@ -18,11 +18,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Body;
 use super::activity::{Clock, Expired, Noticed};
+use super::hangup::{Tcp, Watched};
 use super::interim::Interim;
 use super::own_answer::OwnAnswer;
 use super::slot::Slot;
 use super::tunnel::{self, Uplink};
-use super::websocket;
+use super::{trailers, websocket};
 use crate::answer;
 use crate::call::{self, Connection};
 use crate::limits::HEADERS_DEFAULT;
@@ -32,10 +33,11 @@ const LINGER_TIME: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 64 << 20;
 
 /// Serves the requests of one connection, one after the other.
-pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Unpin + 'static) {
+pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Tcp + Unpin + 'static) {
     let limits = connection.worker.shared.limits;
     let activity = connection.activity.clone();
     let mut clock = Clock::new(activity.clone(), limits.head, limits.idle);
+    let (io, mut watch) = Watched::new(io);
     let (io, held, current) = OwnAnswer::new(Noticed::new(io, activity.clone()));
     let serving = connection.clone();
     let agreed: Agreed = Rc::default();
@@ -76,12 +78,19 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
             }
             if let Poll::Ready(reason) = clock.poll(cx) {
                 expired = Some(reason);
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Some(Ok(())));
             }
-            served.poll_without_shutdown(cx)
+            let ended = served.poll_without_shutdown(cx).map(Some);
+            // Its end is cancellation: what is open goes with the connection.
+            if ended.is_pending() { watch.poll_gone(cx).map(|()| None) } else { ended }
         })
         .await
     };
+    let Some(ended) = ended else {
+        tracing::debug!(stage = "protocol", "the application closed its side");
+        return;
+    };
+    drop(watch);
     let parts = served.into_parts();
     let mut io = parts.io.into_inner();
     match expired {
@@ -98,11 +107,12 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         None => {}
     }
     if let Some((uplink, down)) = agreed.take().filter(|_| ended.is_ok()) {
-        return tunnel::serve(io.into_inner(), parts.read_buf, uplink, down).await;
+        let (io, first) = io.into_parts(parts.read_buf);
+        return tunnel::serve(io, first, uplink, down).await;
     }
     if let Err(error) = ended {
         tracing::debug!(stage = "protocol", %error, "the application's connection ended");
-        if let Some(failure) = held.is_refusal().then(|| unreadable(&error)) {
+        if let Some(failure) = held.is_refusal().then(|| unreadable(&error, held.fault())) {
             let bytes = refuse(&connection, &failure);
             held.discard();
             let _ = io.write_all(&bytes).await;
@@ -122,7 +132,12 @@ async fn answer_one(
     agreed: &Agreed,
 ) -> Response<Body> {
     let Some(key) = websocket::mark_http1(&mut request) else {
-        return call::exchange(connection, request, interim).await;
+        let takes_trailers = request.version() == Version::HTTP_11 && trailers::are_taken(request.headers());
+        let response = call::exchange(connection, request, interim).await;
+        let (parts, body) = response.into_parts();
+        let dropped = &connection.worker.shared.metrics.trailers_dropped;
+        let body = trailers::to_http1(body, &parts.headers, takes_trailers, dropped);
+        return Response::from_parts(parts, body);
     };
     let (uplink, up) = tunnel::uplink();
     *request.body_mut() = up;
@@ -155,9 +170,11 @@ pub(crate) async fn linger(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     let _ = tokio::time::timeout(LINGER_TIME, discard).await;
 }
 
-/// What was wrong with a request that never became one.
-fn unreadable(error: &hyper::Error) -> Failure {
-    if error.is_parse_too_large() {
+/// What was wrong with a request that never became one; `fault` if it was kept from hyper.
+fn unreadable(error: &hyper::Error, fault: Option<&'static str>) -> Failure {
+    if let Some(fault) = fault {
+        Failure::new(Code::MalformedRequest, format!("the request can be read in two ways: {fault}"))
+    } else if error.is_parse_too_large() {
         Failure::new(Code::HeaderTooLarge, "the request's header has too many fields or bytes")
             .because(error.to_string())
     } else {

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Body;
 use super::activity::Clock;
+use super::backlog::{Backlog, Bursts};
 use super::flood::Resets;
 use super::interim::Interim;
 use super::pump::{Stopped, pump};
@@ -30,13 +31,14 @@ const STREAM_WINDOW: u32 = 1 << 20;
 /// For GOAWAY to reach an application whose connection is ended, and for it to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// Bytes that small DATA frames may cost beyond what is in them, on one connection. h2's default ends a connection with
-/// its streams when one of them is slow and gets small messages.
-pub const FRAME_BUDGET: usize = 64 << 20;
+/// Bytes that small DATA frames may cost beyond what is in them, on one connection, before h2 ends it with its streams:
+/// several times what one burst of the smallest costs (see [`super::backlog`]).
+pub const FRAME_BUDGET: usize = 16 << 20;
 
 /// Serves the streams of one connection until it ends.
 pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Unpin) {
     let limits = connection.worker.shared.limits;
+    let backlog = Backlog::default();
     let handshake = h2::server::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(window::SMALL)
@@ -44,7 +46,7 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         .max_header_list_size(u32::try_from(limits.head_bytes).unwrap_or(u32::MAX))
         .data_frame_budget(FRAME_BUDGET)
         .enable_connect_protocol()
-        .handshake::<_, Bytes>(io);
+        .handshake::<_, Bytes>(Bursts::new(io, &backlog));
     let mut server = match tokio::time::timeout(limits.head, handshake).await {
         Ok(Ok(server)) => server,
         Ok(Err(error)) => {
@@ -77,11 +79,14 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
             if let Some(size) = window.change(&uploads, &connection.worker.shared.memory) {
                 server.set_target_window_size(size);
             }
-            server.poll_accept(cx).map(Next::Stream)
+            let accepted = server.poll_accept(cx).map(Next::Stream);
+            backlog.absorb();
+            accepted
         })
         .await;
         let reason = match accepted {
             Next::Stream(Some(Ok((request, respond)))) => {
+                let request = request.map(|body| Body::from_http2(body, &backlog));
                 exchanges.push(stream(connection.clone(), request, respond, resets.clone(), uploads.clone()));
                 continue;
             }
@@ -125,12 +130,11 @@ fn refuse_flood(connection: &Connection, what: &str) {
 /// One stream: a request, its interim answers, its answer, and the answer's body.
 async fn stream(
     connection: Rc<Connection>,
-    request: Request<RecvStream>,
+    mut request: Request<Body>,
     mut respond: SendResponse<Bytes>,
     resets: Resets,
     uploads: Uploads,
 ) {
-    let mut request = request.map(Body::from_http2);
     let _upload = (!request.body().is_end_stream()).then(|| uploads.begin());
     websocket::mark_http2(&mut request);
     let interim = Interim::default();
@@ -138,7 +142,8 @@ async fn stream(
         let mut exchange = std::pin::pin!(call::exchange(&connection, request, interim.clone()));
         // An application that gives up takes its request with it: dropping the exchange resets the upstream's stream.
         poll_fn(|cx| {
-            if respond.poll_reset(cx).is_ready() {
+            if let Poll::Ready(reset) = respond.poll_reset(cx) {
+                interim.cancel(reset.unwrap_or(Reason::CANCEL));
                 return Poll::Ready(None);
             }
             let answer = exchange.as_mut().poll(cx).map(Some);
@@ -156,7 +161,7 @@ async fn stream(
         *response.status_mut() = StatusCode::OK;
         response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
     }
-    if let Err(stopped) = send(response, respond).await {
+    if let Err(stopped) = send(response, respond, &interim).await {
         if matches!(stopped, Stopped::Reset(_)) {
             resets.count();
         }
@@ -164,17 +169,26 @@ async fn stream(
     }
 }
 
-async fn send(response: Response<Body>, mut respond: SendResponse<Bytes>) -> Result<(), Stopped> {
-    let (mut parts, body) = response.into_parts();
+async fn send(
+    response: Response<Body>,
+    mut respond: SendResponse<Bytes>,
+    interim: &Interim,
+) -> Result<(), Stopped> {
+    let (mut parts, mut body) = response.into_parts();
     // Connection-specific fields make a message malformed here (RFC 9113 §8.2.2).
     for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
         parts.headers.remove(name);
     }
     parts.version = http::Version::HTTP_2;
     let ended = body.is_end_stream();
-    let sink = respond.send_response(Response::from_parts(parts, ()), ended).map_err(Stopped::Sink)?;
+    let mut sink = respond.send_response(Response::from_parts(parts, ()), ended).map_err(Stopped::Sink)?;
     if ended {
         return Ok(());
     }
-    pump(body, sink).await
+    let pumped = pump(&mut body, &mut sink).await;
+    if let Err(Stopped::Reset(reason)) = &pumped {
+        // Before the body goes, and the upstream's stream with it.
+        interim.cancel(*reason);
+    }
+    pumped
 }

@@ -1,11 +1,12 @@
-//! Interim answers (1xx) on their way from the upstream to the application, and the body that waits for one of them.
+//! What the two sides of one exchange tell each other beside the message: interim answers (1xx) on their way from the
+//! upstream to the application, the body that waits for one of them, and the code with which the application gave up.
 //!
 //! RFC 9110 §15.2: a proxy forwards interim answers. Neither of our HTTP libraries does that by itself: hyper tells of
 //! them on the upstream's side only, and says `100 Continue` to the application whenever a body is first asked for.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -36,6 +37,7 @@ struct Shared {
     gate: AtomicU8,
     muted: AtomicBool,
     body: AtomicWaker,
+    cancelled: AtomicU64,
 }
 
 /// Nobody has said that the body is wanted.
@@ -44,6 +46,9 @@ const SHUT: u8 = 0;
 const CONTINUED: u8 = 1;
 /// Nobody has, but the body is sent all the same; the application is not told `100`.
 const SILENT: u8 = 2;
+
+/// Beside the code: that there is one.
+const CANCELLED: u64 = 1 << 32;
 
 impl Interim {
     /// Relays nothing from now on but the bare `100`: what else an upstream says is not searched.
@@ -66,12 +71,24 @@ impl Interim {
             response.headers_mut().clone_from(headers);
         }
         protocols::http::strip_hop_by_hop(response.headers_mut());
+        response.headers_mut().remove(http::header::ALT_SVC);
         let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
         if queue.len() < QUEUE_MAX {
             queue.push_back(response);
         }
         drop(queue);
         self.0.application.wake();
+    }
+
+    /// The application has reset its stream with this code.
+    pub fn cancel(&self, reason: h2::Reason) {
+        self.0.cancelled.store(CANCELLED | u64::from(u32::from(reason)), Ordering::Release);
+    }
+
+    /// The code with which the application has reset its stream, if it has.
+    pub fn cancelled(&self) -> Option<h2::Reason> {
+        let cancelled = self.0.cancelled.load(Ordering::Acquire);
+        (cancelled & CANCELLED != 0).then(|| h2::Reason::from(cancelled as u32))
     }
 
     /// The next one for the application; else wakes whoever polls when there is one.

@@ -4,10 +4,12 @@
 //! by is made in one place, [`facts`], for both versions.
 
 pub mod activity;
+pub mod backlog;
 pub mod body;
 pub mod facts;
 pub mod flood;
 pub mod grpc_end;
+pub mod hangup;
 pub mod head;
 pub mod http1;
 pub mod http2;
@@ -16,6 +18,7 @@ pub mod own_answer;
 pub mod pump;
 pub mod rewind;
 pub mod slot;
+pub mod trailers;
 pub mod tunnel;
 pub mod websocket;
 pub mod window;

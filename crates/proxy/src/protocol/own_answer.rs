@@ -1,19 +1,21 @@
 //! What hyper says by itself to an application of HTTP/1, made ours.
 //!
-//! Three things, for which hyper has no hook. The bare `400` and `431` that it writes to a request that it can't read are
+//! Four things, for which hyper has no hook. What could be read in two ways is kept from it ([`protocols::framing`]): in
+//! its place hyper gets what it refuses for certain, at its turn. The bare `400` and `431` that it writes to a request that it can't read are
 //! held back, so that ours, with its code and its reason, is written instead: it writes such an answer only just before
 //! it ends the connection with an error, and what looks like one and is not followed by that error is let through.
 //! Interim answers of the upstream are written in between, where hyper has nothing unfinished. The `100 Continue` that
 //! hyper writes when a body is first asked for is dropped if the upstream never said it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use http::StatusCode;
+use protocols::framing::Requests;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::interim::{self, Interim};
@@ -26,12 +28,20 @@ const AUTOMATIC: [&[u8]; 2] =
 /// An automatic answer is this long at most; longer ones have more in them than hyper writes by itself.
 const AUTOMATIC_MAX: usize = 160;
 
+/// What hyper refuses wherever it stands: a byte that no head, chunk size or trailer may have.
+pub const POISON: &[u8] = b"\0\r\n\r\n";
+
 /// The connection, with what is held back and what is put in between.
 pub struct OwnAnswer<T> {
     inner: T,
     held: Held,
     current: Current,
     between: BytesMut,
+    requests: Requests,
+    /// What was read and is kept from hyper.
+    unsound: Option<BytesMut>,
+    /// What of the poison hyper has not got yet.
+    poison: &'static [u8],
     /// Everything that hyper has written has gone out.
     flushed: bool,
 }
@@ -56,17 +66,28 @@ impl Current {
 
 /// What is held back, for whoever sees how the connection ended.
 #[derive(Clone, Default)]
-pub struct Held(Rc<RefCell<Vec<u8>>>);
+pub struct Held(Rc<Kept>);
+
+#[derive(Default)]
+struct Kept {
+    refusal: RefCell<Vec<u8>>,
+    fault: Cell<Option<&'static str>>,
+}
 
 impl Held {
     /// Whether the last thing that was written is an automatic refusal.
     pub fn is_refusal(&self) -> bool {
-        !self.0.borrow().is_empty()
+        !self.0.refusal.borrow().is_empty()
     }
 
     /// Forgets it: something else is said instead.
     pub fn discard(&self) {
-        self.0.borrow_mut().clear();
+        self.0.refusal.borrow_mut().clear();
+    }
+
+    /// What could have been read in two ways, if something could.
+    pub fn fault(&self) -> Option<&'static str> {
+        self.0.fault.get()
     }
 }
 
@@ -79,14 +100,39 @@ impl<T> OwnAnswer<T> {
             held: held.clone(),
             current: current.clone(),
             between: BytesMut::new(),
+            requests: Requests::default(),
+            unsound: None,
+            poison: b"",
             flushed: true,
         };
         (own, held, current)
     }
 
-    /// The connection itself.
-    pub fn into_inner(self) -> T {
-        self.inner
+    /// The connection itself, and of what was read from it all that hyper has not taken; `unread` is what hyper says
+    /// that is.
+    pub fn into_parts(self, unread: Bytes) -> (T, Bytes) {
+        let given = &POISON[..POISON.len() - self.poison.len()];
+        match (self.unsound, unread.strip_suffix(given)) {
+            (Some(kept), Some(sound)) => (self.inner, [sound, &kept].concat().into()),
+            _ => (self.inner, unread),
+        }
+    }
+
+    /// Looks at what was just read, and gives hyper only what can be read in one way.
+    fn follow(&mut self, buf: &mut ReadBuf<'_>, before: usize) {
+        let Err(fault) = self.requests.follow(&buf.filled()[before..]) else { return };
+        self.held.0.fault.set(Some(fault.why.0));
+        self.unsound = Some(BytesMut::from(&buf.filled()[before + fault.sound..]));
+        buf.set_filled(before + fault.sound);
+        // There may be too little space for it now, or when it is asked for again.
+        self.poison = POISON;
+        self.put_poison(buf);
+    }
+
+    fn put_poison(&mut self, buf: &mut ReadBuf<'_>) {
+        let length = self.poison.len().min(buf.remaining());
+        buf.put_slice(&self.poison[..length]);
+        self.poison = &self.poison[length..];
     }
 }
 
@@ -131,7 +177,7 @@ impl<T: AsyncWrite + Unpin> OwnAnswer<T> {
 
     /// Lets through what was held: it was not the last word after all.
     fn poll_release(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let mut held = self.held.0.borrow_mut();
+        let mut held = self.held.0.refusal.borrow_mut();
         while !held.is_empty() {
             let written = ready!(Pin::new(&mut self.inner).poll_write(cx, &held))?;
             if written == 0 {
@@ -152,7 +198,18 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for OwnAnswer<T> {
         if let Poll::Ready(Err(error)) = self.poll_between(cx) {
             return Poll::Ready(Err(error));
         }
-        Pin::new(&mut self.inner).poll_read(cx, buf)
+        if self.unsound.is_some() {
+            // Nothing after it has a meaning; whoever reads on is kept waiting.
+            if self.poison.is_empty() {
+                return Poll::Pending;
+            }
+            self.put_poison(buf);
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.inner).poll_read(cx, buf))?;
+        self.follow(buf, before);
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -167,7 +224,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for OwnAnswer<T> {
         match automatic_tail(buf) {
             None => Pin::new(&mut self.inner).poll_write(cx, buf),
             Some(0) => {
-                self.held.0.borrow_mut().extend_from_slice(buf);
+                self.held.0.refusal.borrow_mut().extend_from_slice(buf);
                 Poll::Ready(Ok(buf.len()))
             }
             Some(start) => Pin::new(&mut self.inner).poll_write(cx, &buf[..start]),

@@ -27,9 +27,9 @@ pub enum Stopped {
 ///
 /// # Errors
 /// [`Stopped`] if either side ended early; the other side has then been told.
-pub async fn pump(mut body: Body, mut sink: SendStream<Bytes>) -> Result<(), Stopped> {
+pub async fn pump(body: &mut Body, sink: &mut SendStream<Bytes>) -> Result<(), Stopped> {
     loop {
-        let frame = match poll_fn(|cx| poll_source(&mut body, &mut sink, cx)).await? {
+        let frame = match poll_fn(|cx| poll_source(body, sink, cx)).await? {
             None => return sink.send_data(Bytes::new(), true).map_err(Stopped::Sink),
             Some(Ok(frame)) => frame,
             Some(Err(error)) => {
@@ -38,7 +38,7 @@ pub async fn pump(mut body: Body, mut sink: SendStream<Bytes>) -> Result<(), Sto
             }
         };
         match frame.into_data() {
-            Ok(data) => send_data(data, body.is_end_stream(), &mut sink).await?,
+            Ok(data) => send_data(data, body.is_end_stream(), sink).await?,
             Err(frame) => match frame.into_trailers() {
                 Ok(trailers) => {
                     // Unused reservations would hold the connection's window for nothing.

@@ -19,6 +19,11 @@ impl<T> Rewind<T> {
         Self { first, inner }
     }
 
+    /// What is below.
+    pub fn get_ref(&self) -> &T {
+        &self.inner
+    }
+
     /// The two parts again; `first` holds what was not read yet.
     pub fn into_parts(self) -> (BytesMut, T) {
         (self.first, self.inner)

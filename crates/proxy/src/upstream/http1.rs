@@ -12,15 +12,16 @@ use model::{Code, Failure};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::SendFailure;
+use super::checked::Checked;
 use super::failure::{bad_answer, http1_failure};
-use super::pool::{Http1Sender, Origin};
+use super::pool::{Http1Sender, Origin, OriginKey};
 use super::send::{Fresh, Sender};
-use crate::protocol::Body;
 use crate::protocol::body::{BodyError, WatchedBody};
+use crate::protocol::{Body, trailers};
 
 impl Sender<'_> {
     pub(super) async fn send_http1(&self, mut request: Request<Body>) -> Result<Response<Body>, SendFailure> {
-        to_http1(&mut request);
+        to_http1(&mut request, Some(&self.origin.key));
         // A kept connection may be closing at this moment; hyper gives the request back if it was not begun.
         while let Some(sender) = self.origin.take_http1() {
             match self.try_http1(sender, request).await {
@@ -45,7 +46,7 @@ impl Sender<'_> {
         sender: Http1Sender,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, SendFailure> {
-        to_http1(&mut request);
+        to_http1(&mut request, Some(&self.origin.key));
         self.try_http1(sender, request).await
     }
 
@@ -61,16 +62,20 @@ impl Sender<'_> {
         hyper::ext::on_informational(&mut request, move |early| {
             interim.push(early.status(), early.headers())
         });
-        let answer = sender.try_send_request(request);
+        let request = with_announced_trailers(request, self.trailers_dropped);
+        sender.heads.expect();
+        let answer = sender.sender.try_send_request(request);
         let mut answer = match self.in_time(answer).await? {
             Ok(answer) => answer,
             Err(mut error) => {
                 let unsent = error.take_message().map(Box::new);
-                return Err(SendFailure {
-                    failure: http1_failure(error.into_error()),
-                    unsent,
-                    untouched: false,
-                });
+                let failure = match sender.heads.fault() {
+                    Some(fault) => {
+                        bad_answer(&format!("the upstream's answer can be read in two ways: {fault}"))
+                    }
+                    None => http1_failure(error.into_error()),
+                };
+                return Err(SendFailure { failure, unsent, untouched: false });
             }
         };
         if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
@@ -95,6 +100,7 @@ impl Sender<'_> {
 pub(super) async fn start_http1(
     io: impl AsyncRead + AsyncWrite + Unpin + 'static,
 ) -> Result<Http1Sender, Failure> {
+    let (io, heads) = Checked::new(io);
     let (sender, connection) = hyper::client::conn::http1::Builder::new()
         .preserve_header_case(true)
         .handshake(TokioIo::new(io))
@@ -105,18 +111,22 @@ pub(super) async fn start_http1(
             tracing::debug!(%error, "upstream connection ended");
         }
     });
-    Ok(sender)
+    Ok(Http1Sender { sender, heads })
 }
 
-/// Origin-form and Host, as RFC 9112 §3.2.1 asks of a request to a server.
-pub(super) fn to_http1(request: &mut Request<Body>) {
+/// The request with those trailers alone that it announces.
+fn with_announced_trailers(request: Request<Body>, dropped: &prometheus::IntCounter) -> Request<Body> {
+    let (parts, body) = request.into_parts();
+    let body = trailers::to_http1(body, &parts.headers, true, dropped);
+    Request::from_parts(parts, body)
+}
+
+/// Origin-form and Host, as RFC 9112 §3.2.1 asks of a request to a server. What was judged (`key`) is what Host names.
+pub(super) fn to_http1(request: &mut Request<Body>, key: Option<&OriginKey>) {
+    if let Some(key) = key {
+        name_host(request.headers_mut(), key);
+    }
     if request.version() == Version::HTTP_2 {
-        if !request.headers().contains_key(header::HOST)
-            && let Some(authority) = request.uri().authority()
-            && let Ok(host) = header::HeaderValue::try_from(authority.as_str())
-        {
-            request.headers_mut().insert(header::HOST, host);
-        }
         // RFC 9113 §8.2.3 lets a client split the cookie field; HTTP/1 wants one.
         join_cookies(request.headers_mut());
     }
@@ -125,6 +135,21 @@ pub(super) fn to_http1(request: &mut Request<Body>) {
         *request.uri_mut() = uri;
     }
     *request.version_mut() = Version::HTTP_11;
+}
+
+/// How the application spelt the judged name is kept where it means nothing else.
+fn name_host(headers: &mut http::HeaderMap, key: &OriginKey) {
+    let authority = key.authority();
+    let named = headers.get(header::HOST).map(header::HeaderValue::as_bytes);
+    let is_judged = |name: &[u8]| {
+        name.eq_ignore_ascii_case(authority.as_bytes())
+            || name.eq_ignore_ascii_case(format!("{}:{}", key.host, key.port).as_bytes())
+    };
+    if !named.is_some_and(is_judged)
+        && let Ok(host) = header::HeaderValue::try_from(authority)
+    {
+        headers.insert(header::HOST, host);
+    }
 }
 
 fn join_cookies(headers: &mut http::HeaderMap) {

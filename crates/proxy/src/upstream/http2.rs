@@ -12,17 +12,27 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
 use super::SendFailure;
-use super::failure::http2_failure;
+use super::failure::{bad_answer, http2_failure};
+use super::loan::Loan;
 use super::pool::{Http2Sender, OriginKey, Place};
 use super::send::{Fresh, Sender};
+use crate::protocol::backlog::{Backlog, Bursts};
 use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::http2::FRAME_BUDGET;
+use crate::protocol::interim::Interim;
+use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, pump};
 
 /// HTTP/2 windows towards upstreams, for one stream and for a connection: 64 KiB, the protocol's default, is too small
 /// for bodies.
 const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
+///
+/// Sixteen readers that have stalled with a full window each leave nothing for the others of a connection, so that a
+/// connection with half of that gets no new streams ([`CROWDED`]).
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
+/// Bytes that wait for readers on a connection beyond which it gets no new streams.
+pub(super) const CROWDED: usize = CONNECTION_WINDOW as usize / 2;
 
 impl Sender<'_> {
     /// A connection with room for a stream: a kept one, or a new one, which may turn out to be HTTP/1.1.
@@ -56,21 +66,35 @@ impl Sender<'_> {
         sender: Http2Sender,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, SendFailure> {
+        let mut sender = match sender.ready().await {
+            Ok(sender) => sender,
+            Err(error) => {
+                let unsent = Some(Box::new(request));
+                return Err(SendFailure { failure: http2_failure(error), unsent, untouched: true });
+            }
+        };
         to_http2(&mut request, &self.origin.key)?;
         let (parts, body) = request.into_parts();
-        let head = Request::from_parts(parts, ());
         let ended = body.is_end_stream();
-        let mut sender = sender.ready().await.map_err(failed)?;
+        // The head once more, for a body that may be had back; of a tunnel nothing is sent twice.
+        let spare = (!ended && parts.extensions.get::<WebSocket>().is_none()).then(|| parts.clone());
+        let head = Request::from_parts(parts, ());
         let place = sender.place();
         let (mut answer, sink) = sender.sender.send_request(head, ended).map_err(failed)?;
-        let upload = (!ended).then(|| {
+        let mut outgoing = Outgoing { stream: sink, interim: self.interim.clone() };
+        let (loan, mut lent) = Loan::new(body);
+        let (upload, outgoing) = if ended {
+            (None, Some(outgoing))
+        } else {
             let task = tokio::task::spawn_local(async move {
-                if let Err(stopped) = pump::pump(body, sink).await {
-                    tracing::debug!(?stopped, "the request's body stopped before its end");
+                match pump::pump(&mut lent, &mut outgoing.stream).await {
+                    // The stream can still be reset, for as long as its answer is awaited.
+                    Ok(()) => std::future::pending().await,
+                    Err(stopped) => tracing::debug!(?stopped, "the request's body stopped before its end"),
                 }
             });
-            AbortOnDrop(task.abort_handle())
-        });
+            (Some(AbortOnDrop(task.abort_handle())), None)
+        };
         let interim = self.interim;
         let answer = std::future::poll_fn(|cx| {
             // Before the answer itself, which discards them.
@@ -79,11 +103,29 @@ impl Sender<'_> {
             }
             Pin::new(&mut answer).poll(cx)
         });
-        let answer = self.in_time(answer).await?.map_err(failed)?;
-        Ok(answer.map(|stream| match Body::from_http2(stream) {
+        let answer = match self.in_time(answer).await? {
+            Ok(answer) => answer,
+            Err(error) => {
+                let mut failure = failed(error);
+                if failure.untouched
+                    && let Some(parts) = spare
+                    && let Some(body) = loan.take_back()
+                {
+                    failure.unsent = Some(Box::new(Request::from_parts(parts, body)));
+                }
+                return Err(failure);
+            }
+        };
+        protocols::http::check_answer(answer.headers()).map_err(|e| bad_answer(&e.to_string()))?;
+        Ok(answer.map(|stream| match Body::from_http2(stream, &sender.backlog) {
             // The request may still be on its way after the answer's end, so the upload goes with the body.
             Body::Empty if upload.is_none() => Body::Empty,
-            body => Body::Watched(Box::new(Http2Answer { body, _upload: upload, _place: place })),
+            body => Body::Watched(Box::new(Http2Answer {
+                body,
+                _upload: upload,
+                _outgoing: outgoing,
+                _place: place,
+            })),
         }))
     }
 }
@@ -101,21 +143,29 @@ fn failed(error: h2::Error) -> SendFailure {
 pub(super) async fn start_http2(
     io: impl AsyncRead + AsyncWrite + Unpin + 'static,
 ) -> Result<Http2Sender, Failure> {
+    let backlog = Backlog::default();
     let (sender, connection) = h2::client::Builder::new()
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(64 * 1024)
         .enable_push(false)
         .data_frame_budget(FRAME_BUDGET)
-        .handshake(io)
+        .handshake(Bursts::new(io, &backlog))
         .await
         .map_err(http2_failure)?;
+    let mut connection: h2::client::Connection<_, Bytes> = connection;
+    let absorbing = backlog.clone();
+    let driver = std::future::poll_fn(move |cx| {
+        let polled = Pin::new(&mut connection).poll(cx);
+        absorbing.absorb();
+        polled
+    });
     tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
+        if let Err(error) = driver.await {
             tracing::debug!(%error, "upstream connection ended");
         }
     });
-    Ok(Http2Sender::new(sender))
+    Ok(Http2Sender::new(sender, backlog))
 }
 
 /// Scheme and authority in the pseudo-headers, none in Host (RFC 9113 §8.3.1).
@@ -123,12 +173,7 @@ pub(super) fn to_http2(request: &mut Request<Body>, key: &OriginKey) -> Result<(
     let path = request.uri().path_and_query().cloned();
     let path = path.unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
     let scheme = if key.secure { "https" } else { "http" };
-    let authority = if key.port == if key.secure { 443 } else { 80 } {
-        key.host.to_string()
-    } else {
-        format!("{}:{}", key.host, key.port)
-    };
-    let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build();
+    let uri = Uri::builder().scheme(scheme).authority(key.authority()).path_and_query(path).build();
     *request.uri_mut() = uri.map_err(|e| {
         Failure::new(Code::MalformedRequest, "the request's target can't be carried").because(e)
     })?;
@@ -141,6 +186,7 @@ pub(super) fn to_http2(request: &mut Request<Body>, key: &OriginKey) -> Result<(
 struct Http2Answer {
     body: Body,
     _upload: Option<AbortOnDrop>,
+    _outgoing: Option<Outgoing>,
     _place: Place,
 }
 
@@ -155,6 +201,20 @@ impl WatchedBody for Http2Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+/// The sending half of a request's stream. If the application resets its own, this one is reset with the same code.
+struct Outgoing {
+    stream: h2::SendStream<Bytes>,
+    interim: Interim,
+}
+
+impl Drop for Outgoing {
+    fn drop(&mut self) {
+        if let Some(reason) = self.interim.cancelled() {
+            self.stream.send_reset(reason);
+        }
     }
 }
 

@@ -6,14 +6,18 @@
 //! ([`websocket`]). [`once`] is for a request that no policy covers.
 
 pub mod address;
+pub mod checked;
 pub mod connect;
 pub mod corporate;
+#[cfg(test)]
+mod cross_talk;
 pub mod dial;
 pub mod dns;
 pub mod failure;
 pub mod http1;
 pub mod http2;
 pub mod last_word;
+pub mod loan;
 pub mod once;
 pub mod pool;
 pub mod resolve;

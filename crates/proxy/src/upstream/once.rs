@@ -22,14 +22,15 @@ pub async fn send(
     interim: &Interim,
     patience: Duration,
 ) -> Result<Response<Body>, Failure> {
-    to_http1(&mut request);
+    to_http1(&mut request, None);
     let early = interim.clone();
     hyper::ext::on_informational(&mut request, move |answer| early.push(answer.status(), answer.headers()));
     if request.headers().contains_key(http::header::EXPECT) {
         request = request.map(|body| interim.guard(body));
     }
     let mut sender = start_http1(LastWord::new(stream)).await?;
-    let answer = tokio::time::timeout(patience, sender.send_request(request))
+    sender.heads.expect();
+    let answer = tokio::time::timeout(patience, sender.sender.send_request(request))
         .await
         .map_err(|_| Failure::new(Code::UpstreamTimeout, format!("no answer in {} s", patience.as_secs())))?;
     let mut answer = answer.map_err(http1_failure)?;

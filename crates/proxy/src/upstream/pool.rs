@@ -15,18 +15,28 @@ use model::destination::{HttpVersion, Resolution};
 use model::{Destination, HostName, SpiffeId, UnixMillis};
 use tokio::time::Instant;
 
+use super::checked::Heads;
+use super::http2::CROWDED;
 use crate::capture::accept::OriginalDestination;
 use crate::protocol::Body;
+use crate::protocol::backlog::Backlog;
 use crate::svid::Svid;
 
 /// A connection of HTTP/1 that can take a request.
-pub type Http1Sender = hyper::client::conn::http1::SendRequest<Body>;
+pub struct Http1Sender {
+    /// What hyper sends by.
+    pub sender: hyper::client::conn::http1::SendRequest<Body>,
+    /// Who looks at the answers before hyper does.
+    pub heads: Heads,
+}
 
 /// A connection of HTTP/2 that can take requests.
 #[derive(Clone)]
 pub struct Http2Sender {
     /// What h2 sends by.
     pub sender: h2::client::SendRequest<Bytes>,
+    /// What waits for readers on it.
+    pub backlog: Backlog,
     open: Rc<Cell<usize>>,
 }
 
@@ -41,8 +51,8 @@ impl Drop for Place {
 
 impl Http2Sender {
     /// A connection without streams.
-    pub fn new(sender: h2::client::SendRequest<Bytes>) -> Self {
-        Self { sender, open: Rc::default() }
+    pub fn new(sender: h2::client::SendRequest<Bytes>, backlog: Backlog) -> Self {
+        Self { sender, backlog, open: Rc::default() }
     }
 
     /// Takes a place for a stream.
@@ -56,11 +66,11 @@ impl Http2Sender {
     /// # Errors
     /// If the connection has ended.
     pub async fn ready(self) -> Result<Self, h2::Error> {
-        Ok(Self { sender: self.sender.ready().await?, open: self.open })
+        Ok(Self { sender: self.sender.ready().await?, ..self })
     }
 
     fn has_room(&self) -> bool {
-        self.open.get() < self.sender.current_max_send_streams()
+        self.open.get() < self.sender.current_max_send_streams() && self.backlog.kept() < CROWDED
     }
 }
 
@@ -105,6 +115,15 @@ impl OriginKey {
             ca_bundle: destination.ca_bundle.clone(),
             client_certificate: svid.map(Svid::fingerprint),
             member: original.address().filter(|_| application_s),
+        }
+    }
+
+    /// The judged name, with its port unless that is the scheme's (RFC 9110 §4.2).
+    pub fn authority(&self) -> String {
+        if self.port == if self.secure { 443 } else { 80 } {
+            self.host.to_string()
+        } else {
+            format!("{}:{}", self.host, self.port)
         }
     }
 }
@@ -157,9 +176,9 @@ impl Origin {
         let mut at = idle.len();
         while at > 0 {
             at -= 1;
-            if idle[at].sender.is_closed() {
+            if idle[at].sender.sender.is_closed() {
                 idle.remove(at);
-            } else if idle[at].sender.is_ready() {
+            } else if idle[at].sender.sender.is_ready() {
                 // One whose answer has only just ended may not be ready yet; it will be, so it stays.
                 let taken = idle.remove(at);
                 return (taken.since.elapsed() < IDLE_TIME).then_some(taken.sender);
@@ -171,7 +190,7 @@ impl Origin {
     /// Gives a connection back after its response has been read to the end.
     pub fn put_http1(&self, sender: Http1Sender) {
         let mut idle = self.idle.borrow_mut();
-        if !sender.is_closed() && idle.len() < IDLE_MAX {
+        if !sender.sender.is_closed() && idle.len() < IDLE_MAX {
             idle.push(Idle { sender, since: Instant::now() });
         }
     }
@@ -228,7 +247,9 @@ impl Origin {
     }
 
     fn sweep(&self) -> bool {
-        self.idle.borrow_mut().retain(|idle| !idle.sender.is_closed() && idle.since.elapsed() < IDLE_TIME);
+        self.idle
+            .borrow_mut()
+            .retain(|idle| !idle.sender.sender.is_closed() && idle.since.elapsed() < IDLE_TIME);
         self.forget_ended();
         self.idle.borrow().is_empty() && self.multiplexed.borrow().is_empty()
     }

@@ -8,6 +8,7 @@ use futures_util::TryFutureExt as _;
 use http::{Request, Response};
 use model::destination::HttpVersion;
 use model::{Code, Destination, Failure};
+use prometheus::IntCounter;
 
 use super::SendFailure;
 use super::connect::{self, Link};
@@ -38,6 +39,8 @@ pub struct Sender<'a> {
     pub handshake_patience: Duration,
     /// For the head of the answer.
     pub answer_patience: Duration,
+    /// Counts the fields of trailers that are not carried on.
+    pub trailers_dropped: &'a IntCounter,
     /// Where interim answers go.
     pub interim: &'a Interim,
 }

@@ -16,6 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
 use super::SendFailure;
+use super::checked::Checked;
 use super::connect::Link;
 use super::failure::{bad_answer, http1_failure};
 use super::http1::to_http1;
@@ -76,10 +77,12 @@ impl Sender<'_> {
         io: Box<dyn Io>,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, SendFailure> {
-        to_http1(&mut request);
+        to_http1(&mut request, Some(&self.origin.key));
         let expected = websocket::ask_http1(request.headers_mut());
         let (parts, up) = request.into_parts();
         let head = Request::from_parts(parts, Body::Empty);
+        let (io, heads) = Checked::new(io);
+        heads.expect();
         let started = http1::Builder::new().preserve_header_case(true).handshake(TokioIo::new(io)).await;
         let (mut sender, mut connection) = started.map_err(http1_failure)?;
         let mut ended = None;
