@@ -2,6 +2,7 @@
 //
 //   8450  wants a client certificate of the control plane's CA     8451  the same, TLS 1.2 only     8456  TLS as it should be
 //   8452  TLS 1.2 with RSA key exchange only     8453  TLS 1.2 with ECDHE and CBC only     8454  TLS 1.1 only     8455  no TLS
+//   8457  TLS with a certificate of another authority
 //   9092  how many connections and requests there were (plain, loopback)
 //
 //   node tls-server.mjs DIRECTORY CONTROL-CA
@@ -13,6 +14,7 @@ const [, , directory, control] = process.argv;
 const read = (name) => fs.readFileSync(`${directory}/${name}`);
 const identity = { key: read('key.pem'), cert: read('certificate.pem') };
 const rsa = { key: read('rsa-key.pem'), cert: read('rsa-certificate.pem') };
+const other = { key: read('other-key.pem'), cert: read('other-certificate.pem') };
 const seen = { requests: 0, connections: {}, credentials: 0 };
 
 function answer(request, response) {
@@ -59,6 +61,7 @@ serve(8453, { ...only12, ciphers: 'ECDHE-ECDSA-AES128-SHA:ECDHE-ECDSA-AES256-SHA
 serve(8454, { minVersion: 'TLSv1.1', maxVersion: 'TLSv1.1', ciphers: 'ALL:@SECLEVEL=0' });
 serve(8455, null);
 serve(8456, {});
+serve(8457, other);
 http
   .createServer((_, response) => response.end(JSON.stringify(seen)))
   .on('error', fail)

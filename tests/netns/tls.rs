@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tests::sandbox::PROGRAMS;
-use tests::tls_server::{BARE, INSIDE, OUTER, TLS, WRONG};
-use tests::world::PAYMENTS;
-use tests::{Answer, As, Daemon, Egress, Evidence, Mode, Workload, World};
+use tests::tls_server::{BARE, GIVEN, INSIDE, OUTER, TLS, WRONG};
+use tests::world::{PAYMENTS, SERVICE_ROOT};
+use tests::{Answer, As, Daemon, Egress, Evidence, Mode, Place, Workload, World};
 
 const SOON: Duration = Duration::from_secs(5);
 const LONG: Duration = Duration::from_secs(30);
@@ -86,6 +86,51 @@ fn a_server_with_less_than_we_accept_is_refused_by_what_it_lacks() {
     assert_eq!(world.tls_servers_seen().unwrap()["requests"], 0);
     let good = billing.tls_server(TLS, 8456).send().unwrap().json().unwrap();
     assert_eq!(good["version"], "TLSv1.3", "{good}");
+}
+
+#[test]
+fn an_application_with_less_than_we_accept_gets_no_handshake() {
+    let mut world = World::started(Egress::Enforce).unwrap();
+    let billing = world.billing().unwrap();
+    let handshake = |args: &[&str]| {
+        let target = ["s_client", "-brief", "-connect", &format!("{PAYMENTS}:443"), "-servername", PAYMENTS];
+        let openssl = billing.application("openssl").args(target).args(args);
+        openssl.output(LONG).unwrap().success()
+    };
+    for enough in [&["-tls1_3"][..], &["-tls1_2"], &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-GCM-SHA256"]] {
+        assert!(handshake(enough), "{enough:?}");
+    }
+    for less in [
+        &["-tls1_1", "-cipher", "ALL:@SECLEVEL=0"][..],
+        &["-tls1_2", "-cipher", "ECDHE-ECDSA-AES128-SHA256:ECDHE-ECDSA-AES256-SHA"],
+        &["-tls1_2", "-cipher", "AES128-GCM-SHA256:DHE-RSA-AES128-GCM-SHA256"],
+    ] {
+        assert!(!handshake(less), "{less:?}");
+    }
+}
+
+#[test]
+fn upstreams_are_verified_by_the_roots_of_the_system_the_operator_or_the_destination() {
+    let (world, _servers, mut billing) = started();
+    // The destination's own, and those alone.
+    assert_eq!(billing.tls_server(GIVEN, 8457).send().unwrap().status, 200);
+    refused(&billing.tls_server(GIVEN, 8456).send().unwrap(), "CS8001", "does not verify");
+    refused(&billing.tls_server(TLS, 8457).send().unwrap(), "CS8001", "does not verify");
+    // The operator's; without them nobody believes the server, until the system does.
+    assert_eq!(billing.tls_server(TLS, 8456).send().unwrap().status, 200);
+    let without = |args: &mut Vec<String>| {
+        let at = args.iter().position(|arg| arg == "--roots").unwrap();
+        drop(args.drain(at..at + 2));
+    };
+    billing.proxy().restart_with(without).unwrap();
+    billing.proxy().wait_until_ready().unwrap();
+    refused(&billing.tls_server(TLS, 8456).send().unwrap(), "CS8001", "does not verify");
+    let store = "/etc/ssl/certs/ca-certificates.crt";
+    let add = format!("cat {store} {SERVICE_ROOT} > /tmp/store && mount --bind /tmp/store {store}");
+    world.sandbox().script(Place::Service, &add).unwrap();
+    billing.proxy().restart_with(|_| ()).unwrap();
+    billing.proxy().wait_until_ready().unwrap();
+    assert_eq!(billing.tls_server(TLS, 8456).send().unwrap().status, 200);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use anyhow::Context as _;
 use serde_json::Value;
 
+use crate::certificates::Certificates;
 use crate::daemon::{Daemon, Probe, Recipe};
 use crate::edge::client;
 use crate::http::Call;
@@ -18,6 +19,8 @@ pub const BARE: &str = "bare.demo.test";
 pub const OUTER: &str = "outer.demo.test";
 /// By a name that is in it; they are sent one that is not.
 pub const WRONG: &str = "wrong.demo.test";
+/// The one with a certificate of another authority, whose root its document has; by [`TLS`] it is nobody's.
+pub const GIVEN: &str = "given.demo.test";
 /// What [`OUTER`] sends.
 pub const INSIDE: &str = "inside.demo.test";
 
@@ -35,7 +38,7 @@ spec:
 apiVersion: countersign.dev/v1alpha1
 kind: Destination
 metadata: { name: tls, namespace: payments }
-spec: { hosts: [tls.demo.test], ports: [8450, 8451, 8452, 8453, 8454, 8455, 8456], clientCertificate: svid }
+spec: { hosts: [tls.demo.test], ports: [8450, 8451, 8452, 8453, 8454, 8455, 8456, 8457], clientCertificate: svid }
 ---
 apiVersion: countersign.dev/v1alpha1
 kind: Destination
@@ -65,14 +68,18 @@ impl World {
     /// If Node or OpenSSL is not installed, or they do not become ready.
     pub fn start_tls_servers(&mut self) -> anyhow::Result<Daemon> {
         let sandbox = self.sandbox().clone();
-        for (name, host) in [(TLS, 21), (BARE, 21), (OUTER, 21), (WRONG, 21)] {
-            sandbox.add_host(name, host)?;
+        for name in [TLS, BARE, OUTER, WRONG, GIVEN] {
+            sandbox.add_host(name, 21)?;
         }
-        let leaf = self.certificates().server(&[TLS, BARE, WRONG, INSIDE])?;
+        let other = Certificates::new("Another authority")?;
+        let theirs = other.server(&[TLS, GIVEN])?;
+        let leaf = self.certificates().server(&[TLS, BARE, WRONG, GIVEN, INSIDE])?;
         let directory = format!("{PRIVATE}/{TLS}");
         sandbox.private_directory(&directory, 0)?;
         sandbox.write(format!("{directory}/certificate.pem"), leaf.certificate)?;
         sandbox.write(format!("{directory}/key.pem"), leaf.key)?;
+        sandbox.write(format!("{directory}/other-certificate.pem"), theirs.certificate)?;
+        sandbox.write(format!("{directory}/other-key.pem"), theirs.key)?;
         let rsa = format!(
             "openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN={TLS} \
              -keyout {directory}/rsa-key.pem -out {directory}/rsa-certificate.pem 2>/dev/null"
@@ -91,14 +98,20 @@ impl World {
             },
         )?;
         servers.wait_until_ready()?;
-        let policies = ["tls", "bare", "outer", "wrong"].map(|destination| {
+        let root: String = other.root().lines().map(|line| format!("    {line}\n")).collect();
+        let given = format!(
+            "---\napiVersion: countersign.dev/v1alpha1\nkind: Destination\n\
+             metadata: {{ name: given, namespace: payments }}\n\
+             spec:\n  hosts: [{GIVEN}]\n  ports: [8456, 8457]\n  caBundle: |\n{root}"
+        );
+        let policies = ["tls", "bare", "outer", "wrong", "given"].map(|destination| {
             format!(
                 "---\napiVersion: countersign.dev/v1alpha1\nkind: AccessPolicy\n\
                  metadata: {{ name: billing-{destination}, namespace: payments }}\n\
                  spec: {{ workload: billing, destination: {destination}, credential: tls-token, allow: [{{}}] }}\n"
             )
         });
-        self.apply(&format!("{DOCUMENTS}{}", policies.concat()))?;
+        self.apply(&format!("{DOCUMENTS}{given}{}", policies.concat()))?;
         Ok(servers)
     }
 
