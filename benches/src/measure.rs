@@ -28,11 +28,11 @@ pub(crate) fn take_precedence() -> anyhow::Result<()> {
     on_cpu(None, OTHER_CPU)
 }
 
-/// Lets a process, all of its threads, run only when nothing else does.
+/// Gives a process, all of its threads, the precedence of any other program.
 pub(crate) fn give_way(pid: u32) -> anyhow::Result<()> {
     for thread in threads(pid)? {
         let thread = Pid::from_raw(i32::try_from(thread)?);
-        rustix::process::setpriority_process(thread, 19).context("the bench needs to be root")?;
+        rustix::process::setpriority_process(thread, 0).context("the bench needs to be root")?;
     }
     Ok(())
 }

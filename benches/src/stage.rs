@@ -54,7 +54,7 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Our proxy, with one worker, on its core.
+    /// Our proxy, with one worker (the harness says so), on its core.
     fn start_ours(&mut self) -> anyhow::Result<()> {
         let spool = self.spool.path().join("spool");
         let uid = self.ours.proxy_uid();
@@ -67,7 +67,6 @@ impl Stage {
         proxy.restart_with(|args| {
             let at = args.iter().position(|arg| arg == "--spool").map_or(args.len(), |at| at + 1);
             args[at] = spool.display().to_string();
-            args.extend(["--workers", "1"].map(str::to_owned));
         })?;
         proxy.wait_until_ready()?;
         measure::pin(self.our_pid()?, PROXY_CPU)

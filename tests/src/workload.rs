@@ -191,6 +191,8 @@ impl Workload {
             vec!["--control", "https://control.demo.test:8440", "--control-ca", CONTROL_ROOT],
             vec!["--evidence-token", &token, "--evidence-kind", self.evidence.kind],
             vec!["--listen-port", PROXY_PORT, "--roots", SERVICE_ROOT, "--health", "127.0.0.1:15020"],
+            // Limits are each worker's, and so are connections to upstreams: what a test counts is in one place.
+            vec!["--workers", "1"],
         ];
         let mut args: Vec<String> = args.concat().into_iter().map(str::to_owned).collect();
         if self.sandbox.mode() == Mode::Rootless {

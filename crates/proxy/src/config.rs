@@ -185,8 +185,8 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_PROXY_TRUST_PORT", value_name = "PORT", default_value_t = 15021)]
     pub trust_port: u16,
 
-    /// Threads that carry calls; 0 for one per core.
-    #[arg(long, env = "COUNTERSIGN_PROXY_WORKERS", value_name = "N", default_value_t = 1)]
+    /// Threads that carry calls, each with a runtime of its own; 0 for one for each core that the proxy may use.
+    #[arg(long, env = "COUNTERSIGN_PROXY_WORKERS", value_name = "N", default_value_t = 0)]
     pub workers: usize,
 
     /// Connections at a time, on each worker.

@@ -128,6 +128,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
             }
         }
         drop(policy_missing);
+        service::process::give_back_code();
     });
     tokio::select! {
         signal = service::signals::shutdown() => tracing::info!(signal = signal?, "draining"),
