@@ -14,6 +14,7 @@ pub mod explain;
 pub mod index;
 pub mod issue;
 pub mod keys;
+pub mod kubernetes;
 pub mod metrics;
 pub mod program;
 pub mod proxies;

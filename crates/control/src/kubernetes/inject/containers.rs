@@ -1,0 +1,154 @@
+//! The containers and volumes that injection adds, as JSON in the shape of the pod they go into.
+
+use model::slice::Egress;
+use serde_json::{Value, json};
+
+use super::names;
+use super::settings::{Capture, NamespaceSettings, PodSettings, Settings};
+
+/// The init container that installs the redirect: root with NET_ADMIN, and nothing else, and only here.
+#[must_use]
+pub fn capture(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSettings) -> Value {
+    let mut args = vec![
+        "capture".to_owned(),
+        "install".to_owned(),
+        format!("--proxy-port={}", settings.redirect_port),
+        format!("--proxy-uid={}", settings.uid),
+    ];
+    args.extend(settings.exclude_uids.iter().map(|uid| format!("--exclude-uid={uid}")));
+    args.extend(pod.exclude_ports.iter().map(|port| format!("--exclude-port={port}")));
+    args.extend(pod.exclude_networks.iter().map(|network| format!("--exclude-cidr={network}")));
+    if namespace.egress == Egress::Enforce {
+        args.push("--non-tcp=reject".to_owned());
+    }
+    json!({
+        "name": names::CAPTURE_CONTAINER,
+        "image": settings.image,
+        "imagePullPolicy": settings.pull_policy,
+        "args": args,
+        "securityContext": {
+            "runAsUser": 0,
+            "runAsGroup": 0,
+            "runAsNonRoot": false,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "add": ["NET_ADMIN"], "drop": ["ALL"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "resources": {
+            "requests": { "cpu": "10m", "memory": "16Mi" },
+            "limits": { "memory": "64Mi" },
+        },
+        "volumeMounts": [no_token()],
+    })
+}
+
+/// The proxy's container: not root, no capability, nothing of its own file system to write to.
+#[must_use]
+pub fn proxy(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSettings) -> Value {
+    let mut container = json!({
+        "name": names::PROXY_CONTAINER,
+        "image": settings.image,
+        "imagePullPolicy": settings.pull_policy,
+        "args": proxy_args(settings, namespace, pod),
+        "ports": [{ "name": "cs-health", "containerPort": settings.health_port, "protocol": "TCP" }],
+        "securityContext": {
+            "runAsUser": settings.uid,
+            "runAsGroup": settings.uid,
+            "runAsNonRoot": true,
+            "privileged": false,
+            "allowPrivilegeEscalation": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "resources": settings.resources,
+        "readinessProbe": { "httpGet": { "path": "/readyz", "port": settings.health_port }, "periodSeconds": 5 },
+        "livenessProbe": { "httpGet": { "path": "/livez", "port": settings.health_port }, "periodSeconds": 10, "failureThreshold": 6 },
+        "volumeMounts": proxy_mounts(settings),
+    });
+    // It waits inside for readiness, so that nothing is lost to the period of a probe.
+    let wait = json!({ "command": ["/countersign-proxy", "ready", "--wait=60", format!("--health=127.0.0.1:{}", settings.health_port)] });
+    if settings.native_sidecars {
+        container["restartPolicy"] = json!("Always");
+        container["startupProbe"] =
+            json!({ "exec": wait, "timeoutSeconds": 65, "periodSeconds": 1, "failureThreshold": 30 });
+    } else {
+        // The kubelet starts the next container only when this one's hook has returned. Before its end it waits until
+        // the application has gone: a plain container is stopped at the same moment.
+        container["lifecycle"] = json!({
+            "postStart": { "exec": wait },
+            "preStop": { "exec": { "command": ["/countersign-proxy", "drain", format!("--health=127.0.0.1:{}", settings.health_port)] } },
+        });
+    }
+    container
+}
+
+fn proxy_args(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSettings) -> Vec<String> {
+    let mut args = vec![
+        "serve".to_owned(),
+        format!("--control={}", settings.control),
+        format!("--control-fingerprint={}", settings.control_fingerprint),
+        "--evidence-kind=kubernetes".to_owned(),
+        format!("--evidence-token={}/token", names::TOKEN_PATH),
+        format!("--state={}/proxy", names::STATE_PATH),
+        format!("--spool={}/spool", names::SPOOL_PATH),
+        format!("--bundle={}/ca-bundle.pem", names::TRUST_PATH),
+        format!("--health=[::]:{}", settings.health_port),
+        "--log-format=json".to_owned(),
+    ];
+    match namespace.capture {
+        Capture::Redirect => args.push(format!("--listen-port={}", settings.redirect_port)),
+        Capture::Explicit => {
+            args.extend(["--listen-port=0".to_owned(), format!("--explicit-port={}", settings.explicit_port)])
+        }
+    }
+    if settings.roots_config_map.is_some() {
+        args.push(format!("--roots={}/ca.crt", names::ROOTS_PATH));
+    }
+    args.extend(pod.log.iter().map(|filter| format!("--log={filter}")));
+    args
+}
+
+fn proxy_mounts(settings: &Settings) -> Vec<Value> {
+    let mut mounts = vec![
+        no_token(),
+        json!({ "name": names::TOKEN_VOLUME, "mountPath": names::TOKEN_PATH, "readOnly": true }),
+        json!({ "name": names::STATE_VOLUME, "mountPath": names::STATE_PATH }),
+        json!({ "name": names::SPOOL_VOLUME, "mountPath": names::SPOOL_PATH }),
+        json!({ "name": names::TRUST_VOLUME, "mountPath": names::TRUST_PATH }),
+    ];
+    if settings.roots_config_map.is_some() {
+        mounts.push(json!({ "name": names::ROOTS_VOLUME, "mountPath": names::ROOTS_PATH, "readOnly": true }));
+    }
+    mounts
+}
+
+/// Something must be mounted where the API server mounts the pod's default token, or it will mount it.
+fn no_token() -> Value {
+    json!({ "name": names::NO_TOKEN_VOLUME, "mountPath": names::DEFAULT_TOKEN_PATH, "readOnly": true })
+}
+
+/// The mode that the API server gives files of a volume that says none. It is said here, so that a pod that comes a
+/// second time is as we would make it.
+const DEFAULT_MODE: u32 = 0o644;
+
+/// The volumes. A token lives for an hour: the kubelet renews it at 80 %, and attestation is renewed by it.
+#[must_use]
+pub fn volumes(settings: &Settings) -> Vec<Value> {
+    let memory = |name: &str, size: &str| json!({ "name": name, "emptyDir": { "medium": "Memory", "sizeLimit": size } });
+    let mut volumes = vec![
+        memory(names::STATE_VOLUME, "16Mi"),
+        json!({ "name": names::SPOOL_VOLUME, "emptyDir": { "sizeLimit": settings.spool_size } }),
+        memory(names::TRUST_VOLUME, "4Mi"),
+        json!({ "name": names::TOKEN_VOLUME, "projected": { "defaultMode": DEFAULT_MODE, "sources": [
+            { "serviceAccountToken": { "audience": settings.audience, "expirationSeconds": 3600, "path": "token" } },
+        ] } }),
+        memory(names::NO_TOKEN_VOLUME, "4Ki"),
+    ];
+    if let Some(name) = &settings.roots_config_map {
+        volumes.push(json!({ "name": names::ROOTS_VOLUME, "configMap": { "name": name, "optional": true, "defaultMode": DEFAULT_MODE } }));
+    }
+    volumes
+}

@@ -1,0 +1,118 @@
+//! Injection as a pure function: a pod, what its namespace says and what the platform team has configured go in; a
+//! patch, or a refusal that says what to change, comes out.
+
+pub mod containers;
+pub mod containment;
+pub mod names;
+pub mod own;
+pub mod patch;
+pub mod settings;
+pub mod trust;
+
+use std::collections::BTreeMap;
+
+use json_patch::Patch;
+use k8s_openapi::api::core::v1::Pod;
+use model::slice::Egress;
+use serde_json::Value;
+
+use settings::{Capture, NamespaceSettings, PodSettings, Settings};
+
+/// What is done with a pod.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// It gets its proxy, by this patch.
+    Inject {
+        /// RFC 6902; empty if it has it already.
+        patch: Patch,
+        /// What its author should know.
+        warnings: Vec<String>,
+    },
+    /// It is admitted as it is, without a proxy.
+    Skip {
+        /// What its author should know, if anything.
+        warnings: Vec<String>,
+    },
+    /// It is not admitted; each line says what to change.
+    Refuse(Vec<String>),
+}
+
+/// Decides about a pod that is about to be created.
+#[must_use]
+pub fn inject(pod: &Value, namespace_labels: &BTreeMap<String, String>, settings: &Settings) -> Verdict {
+    match decide(pod, namespace_labels, settings) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::Refuse(vec![reason]),
+    }
+}
+
+fn decide(pod: &Value, labels: &BTreeMap<String, String>, settings: &Settings) -> Result<Verdict, String> {
+    let typed: Pod = serde_json::from_value(pod.clone())
+        .map_err(|error| format!("the pod can't be read as one: {error}"))?;
+    let namespace = NamespaceSettings::of(labels, settings)?;
+    if let Some(skipped) = opted_out(&typed, &namespace)? {
+        return Ok(skipped);
+    }
+    let annotations = typed.metadata.annotations.clone().unwrap_or_default();
+    let own = PodSettings::of(&annotations)?;
+    let found = containment::examine(&typed, &namespace, settings);
+    let enforce = namespace.egress == Egress::Enforce;
+    let mut refusals = found.reads;
+    let forced = |reason: &&String| {
+        enforce && !(namespace.capture == Capture::Explicit && reason.starts_with("with an explicit"))
+    };
+    refusals.extend(found.goes_round.iter().filter(forced).cloned());
+    refusals.extend(unsupported(&typed, &namespace, settings));
+    if !refusals.is_empty() {
+        return Ok(Verdict::Refuse(refusals));
+    }
+    // A redirect there would be the node's.
+    if is_host_network(&typed) {
+        return Ok(Verdict::Skip { warnings: found.goes_round });
+    }
+    let containment = if found.goes_round.is_empty() { "contained" } else { "not contained" };
+    let patched = patch::patch(pod, settings, &namespace, &own, containment)?;
+    let mut warnings: Vec<String> =
+        found.goes_round.iter().map(|reason| format!("not contained: {reason}")).collect();
+    warnings.extend(patched.warnings);
+    Ok(Verdict::Inject { patch: patched.patch, warnings })
+}
+
+/// A pod that says it wants no proxy gets none, where its namespace lets it say so.
+fn opted_out(pod: &Pod, namespace: &NamespaceSettings) -> Result<Option<Verdict>, String> {
+    let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::INJECT));
+    match label.map(String::as_str) {
+        None | Some("enabled") => Ok(None),
+        Some("disabled") if namespace.opt_out => Ok(Some(Verdict::Skip { warnings: Vec::new() })),
+        Some("disabled") => Err(format!(
+            "the pod opts out by {}=disabled, which its namespace does not allow in egress mode enforce: remove the \
+             label, or label the namespace {}=allowed",
+            names::INJECT,
+            names::OPT_OUT
+        )),
+        Some(other) => Err(format!("label {} must be enabled or disabled, not {other:?}", names::INJECT)),
+    }
+}
+
+/// What can't work on a cluster without native sidecars.
+fn unsupported(pod: &Pod, namespace: &NamespaceSettings, settings: &Settings) -> Vec<String> {
+    let Some(spec) = pod.spec.as_ref().filter(|_| !settings.native_sidecars) else { return Vec::new() };
+    let mut reasons = Vec::new();
+    if spec.restart_policy.as_deref().is_some_and(|policy| policy != "Always") {
+        let text = "before Kubernetes 1.29 a pod that ends can't have a sidecar, which would run on: label the pod \
+                    countersign.dev/inject=disabled, or run it on a newer cluster";
+        reasons.push(text.to_owned());
+    }
+    let others =
+        spec.init_containers.iter().flatten().any(|container| container.name != names::CAPTURE_CONTAINER);
+    if others && namespace.capture == Capture::Redirect {
+        let text = "before Kubernetes 1.29 init containers run ahead of the proxy and would have no network: label \
+                    the namespace countersign.dev/capture=explicit";
+        reasons.push(text.to_owned());
+    }
+    reasons
+}
+
+fn is_host_network(pod: &Pod) -> bool {
+    pod.spec.as_ref().is_some_and(|spec| spec.host_network == Some(true))
+}

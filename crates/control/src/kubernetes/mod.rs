@@ -1,0 +1,4 @@
+//! Countersign in a Kubernetes cluster: pods get their proxy from a mutating webhook.
+
+pub mod admission;
+pub mod inject;

@@ -1,0 +1,316 @@
+//! Injection over admission requests that a Kubernetes 1.36 API server sent, and over pods that mean no good.
+//!
+//! Each request of `tests/golden/kubernetes/admissionreview` has a snapshot of what was answered and of the pod that
+//! comes out; `INSTA_UPDATE=always` takes new ones.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use control::kubernetes::admission;
+use control::kubernetes::inject::settings::Settings;
+use control::kubernetes::inject::{Verdict, inject, names};
+use json_patch::Patch;
+use model::slice::Egress;
+use serde_json::{Value, json};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/kubernetes")
+}
+
+fn settings() -> Settings {
+    Settings {
+        version: "0.1.0".to_owned(),
+        image: "registry.example/countersign-proxy:0.1.0".to_owned(),
+        pull_policy: "IfNotPresent".to_owned(),
+        control: "https://countersign-control.countersign.svc:8440".to_owned(),
+        control_fingerprint: "sha256:00".to_owned(),
+        audience: "countersign".to_owned(),
+        uid: 14014,
+        exclude_uids: vec![1337, 2102],
+        redirect_port: 14001,
+        explicit_port: 14002,
+        health_port: 14020,
+        roots_config_map: None,
+        resources: json!({ "requests": { "cpu": "10m", "memory": "24Mi" }, "limits": { "memory": "128Mi" } }),
+        spool_size: "128Mi".to_owned(),
+        native_sidecars: true,
+        egress: Egress::Observe,
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+    pairs.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
+}
+
+fn review(folder: &str, name: &str) -> Value {
+    serde_json::from_slice(&std::fs::read(golden().join(folder).join(name)).unwrap()).unwrap()
+}
+
+/// What the API server is answered, and the pod as it then is.
+fn answered(review: &Value, labels: &BTreeMap<String, String>, settings: &Settings) -> (Value, Value) {
+    let answer = admission::answer(serde_json::from_value(review.clone()).unwrap(), labels, settings);
+    let mut response = serde_json::to_value(answer).unwrap()["response"].take();
+    assert_eq!(response["uid"], review["request"]["uid"]);
+    let mut pod = review["request"]["object"].clone();
+    if let Some(patch) = response["patch"].as_array() {
+        let bytes: Vec<u8> = patch.iter().map(|byte| u8::try_from(byte.as_u64().unwrap()).unwrap()).collect();
+        let patch: Patch = serde_json::from_slice(&bytes).unwrap();
+        json_patch::patch(&mut pod, &patch).unwrap();
+        let paths: Vec<String> = patch.0.iter().map(|operation| operation.path().to_string()).collect();
+        response["patch"] = json!(paths);
+    }
+    (response, pod)
+}
+
+#[test]
+fn requests_of_a_real_api_server() {
+    let mut names: Vec<String> = std::fs::read_dir(golden().join("admissionreview"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.ends_with(".json"))
+        .collect();
+    names.sort();
+    assert_eq!(names.len(), 16);
+    for name in names {
+        let (response, pod) = answered(&review("admissionreview", &name), &labels(&[]), &settings());
+        let mut shown = json!({ "response": response });
+        if !response["patch"].is_null() {
+            shown["pod"] = json!({ "annotations": pod["metadata"]["annotations"], "spec": pod["spec"] });
+            for hidden in ["tolerations", "dnsPolicy", "schedulerName", "priority", "preemptionPolicy"] {
+                shown["pod"]["spec"].as_object_mut().unwrap().remove(hidden);
+            }
+            let annotations = shown["pod"]["annotations"].as_object_mut().unwrap();
+            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+        }
+        insta::with_settings!({
+            snapshot_path => golden().join("injected"),
+            prepend_module_to_snapshot => false,
+            omit_expression => true
+        }, {
+            insta::assert_snapshot!(name.trim_end_matches(".json"), serde_json::to_string_pretty(&shown).unwrap());
+        });
+    }
+}
+
+#[test]
+fn a_second_call_changes_nothing_but_the_order() {
+    let first = review("reinvocation", "001-CREATE-pods-bare-inj.json");
+    for namespace in [&[][..], &[(names::CAPTURE, "explicit")][..]] {
+        for native_sidecars in [true, false] {
+            let settings = Settings { native_sidecars, ..settings() };
+            let labels = labels(namespace);
+            let (_, mut pod) = answered(&first, &labels, &settings);
+            let Verdict::Inject { patch, .. } = inject(&pod, &labels, &settings) else { panic!("injected") };
+            assert!(patch.0.is_empty(), "{patch:?}");
+            // Another webhook has meanwhile put its container first and a mount into all.
+            let containers = if native_sidecars { "initContainers" } else { "containers" };
+            let list = pod["spec"][containers].as_array_mut().unwrap();
+            for container in list.iter_mut() {
+                let mount = json!({ "name": "vault-secrets", "mountPath": "/vault/secrets" });
+                container["volumeMounts"].as_array_mut().unwrap().push(mount);
+            }
+            list.insert(0, json!({ "name": "vault-agent-init", "image": "vault:1" }));
+            let Verdict::Inject { patch, .. } = inject(&pod, &labels, &settings) else { panic!("injected") };
+            json_patch::patch(&mut pod, &patch).unwrap();
+            let order: Vec<&str> = names_of(&pod["spec"][containers]);
+            assert!(order[0].starts_with("countersign-"), "{order:?}");
+            let mounts = pod["spec"][containers][0]["volumeMounts"].as_array().unwrap();
+            assert!(mounts.iter().any(|mount| mount["name"] == "vault-secrets"), "what was added stays");
+            let Verdict::Inject { patch, .. } = inject(&pod, &labels, &settings) else { panic!("injected") };
+            assert!(patch.0.is_empty(), "{patch:?}");
+        }
+    }
+}
+
+fn names_of(list: &Value) -> Vec<&str> {
+    list.as_array().unwrap().iter().map(|container| container["name"].as_str().unwrap()).collect()
+}
+
+/// A pod that could neither read its proxy nor go round it.
+fn contained() -> Value {
+    json!({ "apiVersion": "v1", "kind": "Pod", "metadata": { "name": "app" }, "spec": { "containers": [{
+        "name": "app",
+        "image": "app:1",
+        "securityContext": { "runAsNonRoot": true, "capabilities": { "drop": ["ALL"] } },
+    }] } })
+}
+
+fn with(change: impl FnOnce(&mut Value)) -> Value {
+    let mut pod = contained();
+    change(&mut pod["spec"]);
+    pod
+}
+
+fn with_container(change: impl FnOnce(&mut Value)) -> Value {
+    with(|spec| change(&mut spec["containers"][0]))
+}
+
+#[track_caller]
+fn refused(pod: &Value, namespace: &[(&str, &str)], because: &str) {
+    match inject(pod, &labels(namespace), &settings()) {
+        Verdict::Refuse(reasons) => {
+            assert!(reasons.iter().any(|reason| reason.contains(because)), "{because}: {reasons:?}");
+        }
+        other => panic!("{because}: {other:?}"),
+    }
+}
+
+#[test]
+fn what_could_read_the_proxy_is_always_refused() {
+    let adds = |capability: &str| {
+        let added = json!([capability]);
+        with_container(|c| c["securityContext"]["capabilities"]["add"] = added)
+    };
+    let mounts = |volume: &str| {
+        let mounts = json!([{ "name": volume, "mountPath": "/x" }]);
+        with_container(|c| c["volumeMounts"] = mounts)
+    };
+    let host_path = |path: &str| {
+        let volumes = json!([{ "name": "node", "hostPath": { "path": path } }]);
+        with(|spec| spec["volumes"] = volumes)
+    };
+    let pretends = json!([{ "name": "countersign-proxy", "image": "evil:1", "restartPolicy": "Always" }]);
+    for (pod, because) in [
+        (with(|spec| spec["hostPID"] = json!(true)), "hostPID"),
+        (with(|spec| spec["shareProcessNamespace"] = json!(true)), "shareProcessNamespace"),
+        (with(|spec| spec["securityContext"] = json!({ "runAsUser": 14014 })), "UID 14014"),
+        (with_container(|c| c["securityContext"]["runAsUser"] = json!(14014)), "UID 14014"),
+        (with_container(|c| c["securityContext"]["privileged"] = json!(true)), "privileged"),
+        (adds("cap_sys_ptrace"), "SYS_PTRACE"),
+        (adds("SYS_ADMIN"), "SYS_ADMIN"),
+        (adds("ALL"), "adds ALL"),
+        (with_container(|c| c["name"] = json!("countersign-helper")), "name of ours"),
+        (with_container(|c| c["name"] = json!("countersign-proxy")), "name of ours"),
+        (with(|spec| spec["initContainers"] = pretends), "name of ours"),
+        (mounts("countersign-state"), "countersign-state"),
+        (mounts("countersign-token"), "countersign-token"),
+        (host_path("/var/lib/kubelet/pods"), "/var/lib/kubelet/pods"),
+        (host_path("/"), "mounts / of the node"),
+        (host_path("/var/run/docker.sock"), "docker.sock"),
+    ] {
+        refused(&pod, &[], because);
+        refused(&pod, &[(names::EGRESS, "enforce")], because);
+    }
+}
+
+#[test]
+fn what_could_go_round_it_is_refused_in_enforce_and_told_in_observe() {
+    let context = |context: Value| with_container(|c| c["securityContext"] = context);
+    for (pod, because) in [
+        (context(json!({ "capabilities": { "drop": ["ALL"], "add": ["NET_ADMIN"] } })), "NET_ADMIN"),
+        (context(json!({ "runAsNonRoot": true })), "NET_RAW"),
+        (context(json!({ "capabilities": { "drop": ["NET_RAW"] } })), "SETUID"),
+        (with(|spec| spec["hostNetwork"] = json!(true)), "hostNetwork"),
+    ] {
+        refused(&pod, &[(names::EGRESS, "enforce")], because);
+        match inject(&pod, &labels(&[]), &settings()) {
+            Verdict::Inject { warnings, .. } | Verdict::Skip { warnings } => {
+                assert!(warnings.iter().any(|warning| warning.contains(because)), "{because}: {warnings:?}");
+            }
+            refused => panic!("{because}: {refused:?}"),
+        }
+    }
+    let enforce = labels(&[(names::EGRESS, "enforce")]);
+    assert!(matches!(inject(&contained(), &enforce, &settings()), Verdict::Inject { .. }));
+}
+
+#[test]
+fn a_namespace_may_have_capabilities_taken_away_instead() {
+    let keeps = with_container(|c| c["securityContext"] = json!({}));
+    let namespace = [(names::EGRESS, "enforce"), (names::CAPABILITIES, "drop")];
+    let changed = injected(&keeps, &namespace, &settings());
+    let dropped = &changed["spec"]["containers"][0]["securityContext"]["capabilities"]["drop"];
+    assert_eq!(dropped, &json!(["NET_RAW", "SETUID"]));
+}
+
+fn injected(pod: &Value, namespace: &[(&str, &str)], settings: &Settings) -> Value {
+    match inject(pod, &labels(namespace), settings) {
+        Verdict::Inject { patch, .. } => {
+            let mut changed = pod.clone();
+            json_patch::patch(&mut changed, &patch).unwrap();
+            changed
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn pods_opt_out_where_their_namespace_lets_them() {
+    let mut out = contained();
+    out["metadata"]["labels"] = json!({ "countersign.dev/inject": "disabled" });
+    assert_eq!(inject(&out, &labels(&[]), &settings()), Verdict::Skip { warnings: vec![] });
+    refused(&out, &[(names::EGRESS, "enforce")], "opts out");
+    let allowed = labels(&[(names::EGRESS, "enforce"), (names::OPT_OUT, "allowed")]);
+    assert_eq!(inject(&out, &allowed, &settings()), Verdict::Skip { warnings: vec![] });
+}
+
+#[test]
+fn a_misspelt_setting_is_told() {
+    let mut pod = contained();
+    pod["metadata"]["annotations"] = json!({ "config.countersign.dev/exclude-port": "22" });
+    refused(&pod, &[], "exclude-ports");
+    pod["metadata"]["annotations"] = json!({ "config.countersign.dev/exclude-ports": "ssh" });
+    refused(&pod, &[], "such as 22,25");
+    refused(&contained(), &[(names::EGRESS, "enfroce")], "must be observe or enforce");
+}
+
+#[test]
+fn without_native_sidecars_what_can_t_work_is_refused() {
+    let settings = Settings { native_sidecars: false, ..settings() };
+    let job = with(|spec| spec["restartPolicy"] = json!("OnFailure"));
+    let init = with(|spec| spec["initContainers"] = json!([{ "name": "setup", "image": "x" }]));
+    for (pod, because) in [(job, "a pod that ends"), (init, "capture=explicit")] {
+        let Verdict::Refuse(reasons) = inject(&pod, &labels(&[]), &settings) else { panic!("{because}") };
+        assert!(reasons[0].contains(because), "{reasons:?}");
+    }
+    let pod = injected(&contained(), &[], &settings);
+    assert_eq!(names_of(&pod["spec"]["initContainers"]), ["countersign-capture"]);
+    assert_eq!(names_of(&pod["spec"]["containers"]), ["countersign-proxy", "app"]);
+}
+
+#[test]
+fn restricted_namespaces_get_an_explicit_proxy_without_any_capability() {
+    let pod =
+        injected(&contained(), &[(names::CAPTURE, "explicit"), (names::EGRESS, "enforce")], &settings());
+    assert_eq!(names_of(&pod["spec"]["initContainers"]), ["countersign-proxy"]);
+    // What Pod Security `restricted` asks for.
+    let context = &pod["spec"]["initContainers"][0]["securityContext"];
+    assert_eq!(context["runAsNonRoot"], true);
+    assert_eq!(context["allowPrivilegeEscalation"], false);
+    assert_eq!(context["capabilities"], json!({ "drop": ["ALL"] }));
+    assert_eq!(context["seccompProfile"]["type"], "RuntimeDefault");
+    let env = pod["spec"]["containers"][0]["env"].as_array().unwrap();
+    assert!(env.iter().any(|v| v["name"] == "HTTPS_PROXY" && v["value"] == "http://127.0.0.1:14002"));
+}
+
+#[test]
+fn a_value_that_the_pod_sets_itself_is_left_and_told() {
+    let pod = with_container(|c| c["env"] = json!([{ "name": "SSL_CERT_FILE", "value": "/mine.pem" }]));
+    let Verdict::Inject { warnings, .. } = inject(&pod, &labels(&[]), &settings()) else {
+        panic!("injected")
+    };
+    assert!(warnings.iter().any(|warning| warning.contains("SSL_CERT_FILE")), "{warnings:?}");
+    let changed = injected(&pod, &[], &settings());
+    assert_eq!(changed["spec"]["containers"][0]["env"][0]["value"], "/mine.pem");
+}
+
+#[test]
+fn a_debug_container_must_not_see_the_proxy() {
+    let running = review("admissionreview", "014-UPDATE-pods_ephemeralcontainers-bare-bare.json");
+    let (response, _) = answered(&running, &labels(&[]), &settings());
+    assert_eq!(response["allowed"], true, "the pod has no proxy");
+    let mut injected = running;
+    injected["request"]["object"]["spec"]["initContainers"] =
+        json!([{ "name": "countersign-proxy", "image": "x" }]);
+    let (response, _) = answered(&injected, &labels(&[]), &settings());
+    assert_eq!(response["allowed"], false);
+    let message = response["status"]["message"].as_str().unwrap();
+    assert!(message.contains("SYS_PTRACE"), "{message}");
+    let debugger = &mut injected["request"]["object"]["spec"]["ephemeralContainers"][0];
+    debugger["securityContext"] = json!({});
+    debugger["targetContainerName"] = json!("countersign-proxy");
+    let (response, _) = answered(&injected, &labels(&[]), &settings());
+    assert_eq!(response["allowed"], false);
+}
