@@ -31,6 +31,27 @@ pub enum Command {
     /// Install, show or remove the redirect.
     #[command(subcommand)]
     Capture(Capture),
+    /// Wait until the proxy beside this command is ready; for start-up probes.
+    Ready {
+        /// Address of the proxy's health and metrics.
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15020")]
+        health: SocketAddr,
+        /// How long to wait.
+        #[arg(long, value_name = "SECONDS", default_value_t = 0)]
+        wait: u64,
+    },
+    /// Wait until the application has no connection any more; for pre-stop hooks.
+    Quiet {
+        /// Address of the proxy's health and metrics.
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15020")]
+        health: SocketAddr,
+        /// How long there must be none.
+        #[arg(long, value_name = "SECONDS", default_value_t = 2)]
+        quiet: u64,
+        /// How long to wait at most.
+        #[arg(long, value_name = "SECONDS", default_value_t = 20)]
+        deadline: u64,
+    },
     /// Print the table of settings as Markdown.
     #[command(hide = true)]
     Reference,

@@ -20,6 +20,7 @@ pub mod memory;
 pub mod metrics;
 pub mod passage;
 pub mod policy;
+pub mod probe;
 pub mod program;
 pub mod protocol;
 pub mod redact;

@@ -1,10 +1,11 @@
 //! `countersign-proxy`
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use proxy::capture::{conflicts, install, rules};
 use proxy::config::{Capture, Cli, Command, Redirect};
-use proxy::program;
+use proxy::{probe, program};
 
 fn main() -> ExitCode {
     match run() {
@@ -24,6 +25,10 @@ fn run() -> anyhow::Result<()> {
             program::serve(&settings)
         }
         Command::Capture(capture) => self::capture(capture),
+        Command::Ready { health, wait } => probe::ready(health, Duration::from_secs(wait)),
+        Command::Quiet { health, quiet, deadline } => {
+            probe::quiet(health, Duration::from_secs(quiet), Duration::from_secs(deadline))
+        }
         Command::Reference => {
             print(&service::config::reference::<Cli>("serve"));
             print(&service::config::options::<Cli>("capture install"));

@@ -79,7 +79,7 @@ pub fn proxy(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSettin
         // the application has gone: a plain container is stopped at the same moment.
         container["lifecycle"] = json!({
             "postStart": { "exec": wait },
-            "preStop": { "exec": { "command": ["/countersign-proxy", "drain", format!("--health=127.0.0.1:{}", settings.health_port)] } },
+            "preStop": { "exec": { "command": ["/countersign-proxy", "quiet", format!("--health=127.0.0.1:{}", settings.health_port)] } },
         });
     }
     container

@@ -42,11 +42,10 @@ pub fn examine(pod: &Pod, namespace: &NamespaceSettings, settings: &Settings) ->
     let Some(spec) = &pod.spec else { return findings };
     examine_pod(spec, &mut findings);
     spec.volumes.iter().flatten().for_each(|volume| examine_volume(volume, &mut findings));
-    for part in parts(spec) {
-        part.examine_reading(settings, &mut findings);
-        if namespace.capture == Capture::Redirect {
-            part.examine_going_round(namespace, &mut findings);
-        }
+    let parts = parts(spec);
+    parts.iter().for_each(|part| part.examine_reading(settings, &mut findings));
+    if namespace.capture == Capture::Redirect {
+        examine_going_round(&parts, namespace, &mut findings);
     }
     if namespace.capture == Capture::Explicit {
         let text = "with an explicit proxy nothing forces a call through it: use a network policy, or label the \
@@ -125,6 +124,36 @@ fn normalised(path: &str) -> String {
     format!("/{}", steps.join("/"))
 }
 
+/// One line for each way, with all containers that have it: most pods keep what runtimes give.
+fn examine_going_round(parts: &[Part<'_>], namespace: &NamespaceSettings, findings: &mut Findings) {
+    let mut tell = |has: &dyn Fn(&Part<'_>) -> bool, what: &str, so_that: &str| {
+        let names: Vec<String> = parts.iter().filter(|part| has(part)).map(ToString::to_string).collect();
+        if !names.is_empty() {
+            findings.goes_round.push(format!("{what} {}, {so_that}", names.join(", ")));
+        }
+    };
+    let adds = |part: &Part<'_>| part.added().any(|capability| capability == "NET_ADMIN");
+    tell(
+        &adds,
+        "NET_ADMIN is added by",
+        "which could remove the redirect: remove it from securityContext.capabilities",
+    );
+    // An ephemeral container can't be changed, so nothing is taken from it.
+    let is_left = |part: &Part<'_>| !namespace.drop_capabilities || part.kind == EPHEMERAL;
+    let raw = |part: &Part<'_>| is_left(part) && part.keeps("NET_RAW");
+    tell(
+        &raw,
+        "NET_RAW is kept by",
+        "which could send past the redirect: drop it in securityContext.capabilities",
+    );
+    let setuid = |part: &Part<'_>| is_left(part) && part.keeps("SETUID") && part.may_be_root();
+    tell(
+        &setuid,
+        "SETUID is kept, perhaps by root, in",
+        "which could become the proxy's UID: drop it in securityContext.capabilities, or set runAsNonRoot",
+    );
+}
+
 const EPHEMERAL: &str = "ephemeral container";
 
 /// What containers of all three kinds have in common.
@@ -195,25 +224,6 @@ impl Part<'_> {
         for mount in self.mounts.iter().filter(|mount| names::PRIVATE_VOLUMES.contains(&mount.name.as_str()))
         {
             reads.push(format!("{self} mounts {}, which is the proxy's alone: remove the mount", mount.name));
-        }
-    }
-
-    fn examine_going_round(&self, namespace: &NamespaceSettings, findings: &mut Findings) {
-        let goes_round = &mut findings.goes_round;
-        if self.added().any(|capability| capability == "NET_ADMIN") {
-            goes_round.push(format!("{self} adds NET_ADMIN and could remove the redirect: remove it"));
-        }
-        // An ephemeral container can't be changed, so nothing is taken from it.
-        if namespace.drop_capabilities && self.kind != EPHEMERAL {
-            return;
-        }
-        if self.keeps("NET_RAW") {
-            goes_round.push(format!("{self} keeps NET_RAW and could send past the redirect: drop it in securityContext.capabilities"));
-        }
-        if self.keeps("SETUID") && self.may_be_root() {
-            goes_round.push(format!(
-                "{self} may be root and keeps SETUID, so it could become the proxy's UID: drop SETUID, or set runAsNonRoot"
-            ));
         }
     }
 
