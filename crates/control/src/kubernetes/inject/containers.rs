@@ -19,7 +19,7 @@ pub fn capture(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSett
     args.extend(pod.exclude_ports.iter().map(|port| format!("--exclude-port={port}")));
     args.extend(pod.exclude_networks.iter().map(|network| format!("--exclude-cidr={network}")));
     if namespace.egress == Egress::Enforce {
-        args.push("--non-tcp=reject".to_owned());
+        args.push("--other=reject".to_owned());
     }
     json!({
         "name": names::CAPTURE_CONTAINER,
@@ -101,7 +101,10 @@ fn proxy_args(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSetti
     match namespace.capture {
         Capture::Redirect => args.push(format!("--listen-port={}", settings.redirect_port)),
         Capture::Explicit => {
-            args.extend(["--listen-port=0".to_owned(), format!("--explicit-port={}", settings.explicit_port)])
+            args.extend([
+                "--redirect=none".to_owned(),
+                format!("--explicit-port={}", settings.explicit_port),
+            ]);
         }
     }
     if settings.roots_config_map.is_some() {
