@@ -3,5 +3,5 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod architecture;
-mod promises;
 mod injection;
+mod promises;

@@ -3,8 +3,8 @@
 use model::slice::Egress;
 use serde_json::{Value, json};
 
-use super::names;
 use super::settings::{Capture, NamespaceSettings, PodSettings, Settings};
+use super::{names, trust};
 
 /// The init container that installs the redirect: root with NET_ADMIN, and nothing else, and only here.
 #[must_use]
@@ -94,7 +94,7 @@ fn proxy_args(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSetti
         format!("--evidence-token={}/token", names::TOKEN_PATH),
         format!("--state={}/proxy", names::STATE_PATH),
         format!("--spool={}/spool", names::SPOOL_PATH),
-        format!("--bundle={}/ca-bundle.pem", names::TRUST_PATH),
+        format!("--bundle={}", trust::bundle_path()),
         format!("--health=[::]:{}", settings.health_port),
         "--log-format=json".to_owned(),
     ];

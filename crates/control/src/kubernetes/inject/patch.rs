@@ -69,8 +69,8 @@ fn prepare(
             None => env.push(json!({ "name": variable, "value": value })),
             Some(there) if there["value"] == value.as_str() => {}
             Some(_) => warnings.push(format!(
-                "container {name} sets {variable} itself, so it was left: its runtimes must trust {}/ca-bundle.pem too",
-                names::TRUST_PATH
+                "container {name} sets {variable} itself, so it was left: its runtimes must trust {} too",
+                trust::bundle_path()
             )),
         }
     }

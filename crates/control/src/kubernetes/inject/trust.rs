@@ -1,28 +1,21 @@
 //! The variables by which runtimes find the trust bundle, and an explicit proxy.
 
+use service::trust::{Bundle, VARIABLES};
+
 use super::names;
 
-/// The variables of the trust bundle. A value that the pod sets itself is never replaced.
+/// The variables of the trust bundle ([`service::trust`] has the list). A value that the pod sets itself is never
+/// replaced.
 #[must_use]
 pub fn variables() -> Vec<(String, String)> {
-    let bundle = format!("{}/ca-bundle.pem", names::TRUST_PATH);
-    let java = format!(
-        "-Djavax.net.ssl.trustStore={}/ca-bundle.p12 -Djavax.net.ssl.trustStorePassword=changeit",
-        names::TRUST_PATH
-    );
-    let pem = [
-        "SSL_CERT_FILE",
-        "CURL_CA_BUNDLE",
-        "REQUESTS_CA_BUNDLE",
-        "AWS_CA_BUNDLE",
-        "NODE_EXTRA_CA_CERTS",
-        "GIT_SSL_CAINFO",
-        "PIP_CERT",
-        "CARGO_HTTP_CAINFO",
-    ];
-    let mut variables: Vec<_> = pem.map(|name| (name.to_owned(), bundle.clone())).into();
-    variables.push(("JAVA_TOOL_OPTIONS".to_owned(), java));
-    variables
+    let bundle = Bundle::at(&bundle_path());
+    VARIABLES.iter().map(|variable| (variable.name.to_owned(), variable.value(&bundle))).collect()
+}
+
+/// Where the bundle is, in every container of the pod.
+#[must_use]
+pub fn bundle_path() -> String {
+    format!("{}/ca-bundle.pem", names::TRUST_PATH)
 }
 
 /// The variables of an explicit proxy, in both spellings that are in use; Node reads them only if it is told to.
