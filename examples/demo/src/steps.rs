@@ -75,7 +75,7 @@ fn capture(billing: &Workload, report: &Report) -> anyhow::Result<()> {
     let said = billing.redirect()?;
     let rules = billing.capture(&["show"])?;
     ensure!(rules.contains("redirect"), "no redirect is installed:\n{rules}");
-    let excluded: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("not redirected: ")).collect();
+    let excluded: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("not captured: ")).collect();
     ensure!(!excluded.is_empty(), "capture did not say what it leaves alone:\n{said}");
     report.done(&format!(
         "all TCP of the client goes to the proxy, IPv4 and IPv6 (nft table countersign)\nbut not {}",
