@@ -5,6 +5,7 @@ mod steps;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser;
 use tests::{Footprint, Mode, Sandbox, World};
@@ -26,7 +27,9 @@ fn main() -> ExitCode {
         "Countersign demo: a client without a key calls a service that wants one.\n\
          Everything runs in namespaces of its own and is removed at the end.\n",
     );
-    match run(&settings, &mut report) {
+    let ran = run(&settings, &mut report);
+    wait_if_interrupted();
+    match ran {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -48,6 +51,7 @@ fn run(settings: &Settings, report: &mut Report) -> anyhow::Result<bool> {
     report.say(&format!("Running {rights}.\n"));
     let mut world = World::within(sandbox)?;
     let result = steps::all(&mut world, report);
+    wait_if_interrupted();
     footprint.note(world.sandbox());
     if let Err(error) = &result {
         report.failed(error);
@@ -78,6 +82,16 @@ fn keep_logs(world: &World, directory: &Path) {
     let _ = copy();
 }
 
+/// Set by Ctrl-C: what fails from then on fails because its programs were ended.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// After Ctrl-C the end is the business of the thread that heard it, and not news of a step.
+fn wait_if_interrupted() {
+    while INTERRUPTED.load(Ordering::SeqCst) {
+        std::thread::park();
+    }
+}
+
 /// At Ctrl-C the first process of the sandbox is ended, and with it everything; then we end too.
 fn end_at_interrupt(init: u32) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -85,6 +99,7 @@ fn end_at_interrupt(init: u32) -> anyhow::Result<()> {
         runtime.block_on(async {
             let _ = tokio::signal::ctrl_c().await;
         });
+        INTERRUPTED.store(true, Ordering::SeqCst);
         let gone = tests::sandbox::end(init);
         Report::new().say(if gone { "\ninterrupted · nothing left behind" } else { "\ninterrupted" });
         std::process::exit(130);

@@ -284,6 +284,9 @@ async fn endless_body(settings: Arc<Settings>) -> anyhow::Result<String> {
                 break;
             }
         }
+        // Whoever has taken it all may answer.
+        let _ = writing.write_all(b"0\r\n\r\n").await;
+        let _ = writing.flush().await;
         std::future::pending::<()>().await;
     };
     tokio::select! {

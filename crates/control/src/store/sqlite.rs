@@ -12,7 +12,7 @@ use resources::kind::Kind;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteRow, SqliteSynchronous,
 };
-use sqlx::{Row as _, Sqlite, Transaction};
+use sqlx::{Connection as _, Row as _, Sqlite, Transaction};
 use tokio::sync::watch;
 
 use super::seal::{Sealed, SealingKey};
@@ -28,6 +28,14 @@ pub struct SqliteStore {
     sealing: SealingKey,
     stream: String,
     version: watch::Sender<Version>,
+}
+
+/// Whether a connection can serve again. Where a disk was full SQLite has ended the transaction by itself, sqlx's own
+/// rollback then fails, and sqlx counts the transaction as open for ever: such a connection begins no other.
+async fn is_reusable(connection: &mut sqlx::SqliteConnection) -> sqlx::Result<bool> {
+    // What was asked of the connection before, its rollback among it, is done once this is.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 /// How long a look for changes waits at most.
@@ -51,7 +59,11 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Full)
             .foreign_keys(true)
             .busy_timeout(Duration::from_secs(10));
-        let pool = SqlitePoolOptions::new().max_connections(4).connect_with(options).await?;
+        let pool = SqlitePoolOptions::new()
+            .max_connections(4)
+            .after_release(|connection, _| Box::pin(is_reusable(connection)))
+            .connect_with(options)
+            .await?;
         restrict(path).map_err(|error| StoreError::Database(sqlx::Error::Io(error)))?;
         sqlx::migrate!("./migrations").run(&pool).await?;
         let store = Self {
