@@ -27,10 +27,10 @@ fn nothing_secret_is_said_at_trace_level() {
         assert_eq!(call("/v1/charges/echo").method("POST").body("body").send().unwrap().status, 200);
         assert_eq!(call(CHARGE).method("DELETE").send().unwrap().status, 403);
         assert_eq!(call("/v1/charges/stale?key=a").send().unwrap().status, 200);
-        // Over the limit of 64 KiB, but in no more frames of HTTP/2 than h2 takes for a flood.
-        let oversized = format!("Authorization: Bearer {standing}{}", "x".repeat(70_000));
-        assert_eq!(call(CHARGE).header(&oversized).send().unwrap().status, 431);
     }
+    // Over HTTP/1.1 alone: curl sends no such header over HTTP/2.
+    let oversized = format!("Authorization: Bearer {standing}{}", "x".repeat(90_000));
+    assert_eq!(billing.payments(CHARGE).http1().header(&oversized).send().unwrap().status, 431);
     let grant = world.seen().unwrap().requests.last().and_then(|seen| seen.grant.clone()).unwrap();
     assert!(world.countersign(&["revoke", &format!("grant/{grant}")]).unwrap().success());
     assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
