@@ -1,5 +1,5 @@
 # The verbs. `make help` lists them.
-.PHONY: help demo test test-clients retries clients lint build bench fuzz gen deny
+.PHONY: help demo test tools test-clients retries clients lint build bench fuzz gen deny
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -9,10 +9,13 @@ demo: ## Show the main job from end to end, in network namespaces of its own
 	cargo build --workspace --bins
 	@cargo run --quiet -p demo
 
-test: clients lint build deny ## Everything that a change must pass; the closing line sums the tests up
+test: tools clients lint build deny ## Everything that a change must pass; the closing line sums the tests up
 	.ci/gen --check
 	tests/fuzz/run 5
 	.ci/summary cargo test --workspace --no-fail-fast
+
+tools:
+	@.ci/tools nft curl nsenter setpriv c++ node dnsmasq tinyproxy
 
 test-clients: build ## The real clients, every one that can be installed here
 	tests/clients/setup all
