@@ -35,7 +35,7 @@ lint: ## Format and clippy, without warnings
 build: ## The programs, which the tests run
 	cargo build --workspace --bins
 
-bench: ## What the proxy costs: against a direct call, against nginx, in memory; PEERS="haproxy envoy" for more
+bench: ## What the proxy costs: against a direct call, against nginx, in memory; PEERS=haproxy for one more
 	@.ci/tools nft curl nginx h2load $(PEERS)
 	cargo build --profile quick-release --workspace --bins
 	cargo build --profile $(BENCH_PROFILE) -p proxy
