@@ -95,10 +95,13 @@ fn wait_if_interrupted() {
 /// At Ctrl-C the first process of the sandbox is ended, and with it everything; then we end too.
 fn end_at_interrupt(init: u32) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // From here on Ctrl-C is heard, whenever the thread begins to listen.
+    let mut interrupt = {
+        let _runtime = runtime.enter();
+        tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt())?
+    };
     std::thread::spawn(move || {
-        runtime.block_on(async {
-            let _ = tokio::signal::ctrl_c().await;
-        });
+        runtime.block_on(interrupt.recv());
         INTERRUPTED.store(true, Ordering::SeqCst);
         let gone = tests::sandbox::end(init);
         Report::new().say(if gone { "\ninterrupted · nothing left behind" } else { "\ninterrupted" });
