@@ -1,6 +1,7 @@
 //! What a sandbox is on this machine, so that it can be shown that nothing of it stays.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ const GONE: Duration = Duration::from_secs(5);
 pub struct Footprint {
     before: Machine,
     namespaces: BTreeSet<PathBuf>,
+    /// The same, held open: the kernel gives the number of a namespace that is gone to the next one that is made.
+    held: Vec<File>,
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -29,7 +32,7 @@ impl Footprint {
     /// To be called before the sandbox is made.
     #[must_use]
     pub fn before() -> Self {
-        Self { before: Machine::look(), namespaces: BTreeSet::new() }
+        Self { before: Machine::look(), namespaces: BTreeSet::new(), held: Vec::new() }
     }
 
     /// Notes the sandbox's namespaces, while it is there.
@@ -41,7 +44,9 @@ impl Footprint {
     pub fn note_process(&mut self, init: u32) {
         let own = namespaces(Path::new("/proc/self/ns"));
         for pid in std::iter::once(init).chain(sharing_mounts(init)) {
-            self.namespaces.extend(namespaces(Path::new(&format!("/proc/{pid}/ns"))));
+            let directory = PathBuf::from(format!("/proc/{pid}/ns"));
+            self.held.extend(KINDS.iter().filter_map(|kind| File::open(directory.join(kind)).ok()));
+            self.namespaces.extend(namespaces(&directory));
         }
         self.namespaces.retain(|namespace| !own.contains(namespace));
     }
@@ -105,12 +110,11 @@ fn entries(directory: &Path) -> BTreeSet<String> {
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
+const KINDS: [&str; 4] = ["net", "mnt", "pid", "user"];
+
 /// `net:[4026531840]` and the like.
 fn namespaces(directory: &Path) -> BTreeSet<PathBuf> {
-    ["net", "mnt", "pid", "user"]
-        .iter()
-        .filter_map(|kind| std::fs::read_link(directory.join(kind)).ok())
-        .collect()
+    KINDS.iter().filter_map(|kind| std::fs::read_link(directory.join(kind)).ok()).collect()
 }
 
 fn processes() -> Vec<u32> {
