@@ -13,6 +13,7 @@ pub mod caller;
 pub mod capture;
 pub mod config;
 pub mod credential;
+mod delegate;
 pub mod exchange;
 pub mod forward;
 pub mod limits;

@@ -15,6 +15,8 @@ pub struct Findings {
     pub reads: Vec<String>,
     /// Ways to go round the proxy.
     pub goes_round: Vec<String>,
+    /// What follows from the namespace's own choice: told, and never refused.
+    pub chosen: Vec<String>,
 }
 
 /// Capabilities that let a container look into another's processes or files (capabilities(7)).
@@ -32,9 +34,6 @@ const REACHING: [&str; 7] = [
     "/proc",
 ];
 
-/// Capabilities that a container has unless it drops them (containerd's and CRI-O's default set has both).
-const BY_DEFAULT: [&str; 2] = ["NET_RAW", "SETUID"];
-
 /// Looks at a whole pod, as it will be after injection has taken away what the namespace wants taken away.
 #[must_use]
 pub fn examine(pod: &Pod, namespace: &NamespaceSettings, settings: &Settings) -> Findings {
@@ -50,7 +49,7 @@ pub fn examine(pod: &Pod, namespace: &NamespaceSettings, settings: &Settings) ->
     if namespace.capture == Capture::Explicit {
         let text = "with an explicit proxy nothing forces a call through it: use a network policy, or label the \
                     namespace countersign.dev/capture=redirect";
-        findings.goes_round.push(text.to_owned());
+        findings.chosen.push(text.to_owned());
     }
     findings
 }
@@ -101,11 +100,9 @@ fn examine_volume(volume: &Volume, findings: &mut Findings) {
 
 fn reaches_other_pods(path: &str) -> bool {
     let path = normalised(path);
-    let is_below = |path: &str, folder: &str| {
-        path == folder || path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
-    };
-    let is_above = |folder: &str| path == "/" || is_below(folder, &path);
-    path.ends_with(".sock") || REACHING.iter().any(|folder| is_below(&path, folder) || is_above(folder))
+    let is_above = |folder: &str| path == "/" || names::is_within(folder, &path);
+    path.ends_with(".sock")
+        || REACHING.iter().any(|folder| names::is_within(&path, folder) || is_above(folder))
 }
 
 /// Without `//`, `.`, `..` and a slash at the end. `/var/run` is `/run` on every system that nodes run.
@@ -177,16 +174,16 @@ fn parts(spec: &PodSpec) -> Vec<Part<'_>> {
     let pod = spec.security_context.as_ref();
     let init = spec.init_containers.iter().flatten().map(|container| ("init container", container));
     let plain = spec.containers.iter().map(|container| ("container", container));
-    let is_ours = |name: &str| [names::CAPTURE_CONTAINER, names::PROXY_CONTAINER].contains(&name);
-    let lasting =
-        init.chain(plain).filter(|(_, container)| !is_ours(&container.name)).map(|(kind, container)| Part {
+    let lasting = init.chain(plain).filter(|(_, container)| !names::is_injected(&container.name)).map(
+        |(kind, container)| Part {
             kind,
             name: &container.name,
             pod,
             context: container.security_context.as_ref(),
             mounts: container.volume_mounts.as_deref().unwrap_or_default(),
             target: None,
-        });
+        },
+    );
     let ephemeral = spec.ephemeral_containers.iter().flatten().map(|container| Part {
         kind: EPHEMERAL,
         name: &container.name,
@@ -249,7 +246,6 @@ impl Part<'_> {
 
     /// Whether it has one of the capabilities that a runtime gives unless told otherwise. Dropping ALL drops them.
     fn keeps(&self, capability: &str) -> bool {
-        debug_assert!(BY_DEFAULT.contains(&capability), "only these are given unless dropped");
         let dropped = |wanted: &str| {
             listed(self.context.and_then(|c| c.capabilities.as_ref()).and_then(|c| c.drop.as_deref()))
                 .any(|d| d == wanted)

@@ -56,24 +56,22 @@ fn decide(pod: &Value, labels: &BTreeMap<String, String>, settings: &Settings) -
     let annotations = typed.metadata.annotations.clone().unwrap_or_default();
     let own = PodSettings::of(&annotations)?;
     let found = containment::examine(&typed, &namespace, settings);
-    let enforce = namespace.egress == Egress::Enforce;
     let mut refusals = found.reads;
-    let forced = |reason: &&String| {
-        enforce && !(namespace.capture == Capture::Explicit && reason.starts_with("with an explicit"))
-    };
-    refusals.extend(found.goes_round.iter().filter(forced).cloned());
+    if namespace.egress == Egress::Enforce {
+        refusals.extend(found.goes_round.iter().cloned());
+    }
     refusals.extend(unsupported(&typed, &namespace, settings));
     if !refusals.is_empty() {
         return Ok(Verdict::Refuse(refusals));
     }
+    let told = [found.goes_round, found.chosen].concat();
     // A redirect there would be the node's.
     if is_host_network(&typed) {
-        return Ok(Verdict::Skip { warnings: found.goes_round });
+        return Ok(Verdict::Skip { warnings: told });
     }
-    let containment = if found.goes_round.is_empty() { "contained" } else { "not contained" };
+    let containment = if told.is_empty() { "contained" } else { "not contained" };
     let patched = patch::patch(pod, settings, &namespace, &own, containment)?;
-    let mut warnings: Vec<String> =
-        found.goes_round.iter().map(|reason| format!("not contained: {reason}")).collect();
+    let mut warnings: Vec<String> = told.iter().map(|reason| format!("not contained: {reason}")).collect();
     warnings.extend(patched.warnings);
     Ok(Verdict::Inject { patch: patched.patch, warnings })
 }

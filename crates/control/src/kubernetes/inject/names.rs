@@ -61,3 +61,15 @@ pub const SPOOL_PATH: &str = "/var/lib/countersign";
 pub const TOKEN_PATH: &str = "/run/countersign/token";
 /// Where the operator's roots are mounted.
 pub const ROOTS_PATH: &str = "/run/countersign/roots";
+
+/// Whether a container of this name is one that injection adds.
+#[must_use]
+pub fn is_injected(container: &str) -> bool {
+    [CAPTURE_CONTAINER, PROXY_CONTAINER].contains(&container)
+}
+
+/// Whether a path is a folder or something in it.
+#[must_use]
+pub fn is_within(path: &str, folder: &str) -> bool {
+    path == folder || path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
+}

@@ -6,6 +6,8 @@
 
 use serde_json::Value;
 
+use super::names;
+
 /// Fields that the API server or other webhooks add, and that run nothing.
 const HARMLESS: [&str; 4] = ["terminationMessagePath", "terminationMessagePolicy", "env", "volumeMounts"];
 
@@ -78,11 +80,8 @@ fn mounts_are_ours(there: &Value, ours: &Value) -> bool {
     let missing = ours.iter().any(|mount| !there.contains(mount));
     let replaces = there.iter().filter(|mount| !ours.contains(mount)).any(|mount| {
         let path = mount["mountPath"].as_str().unwrap_or("/").trim_end_matches('/');
-        let is_below = |path: &str, folder: &str| {
-            path == folder || path.strip_prefix(folder).is_some_and(|rest| rest.starts_with('/'))
-        };
         let odd = path.contains("..") || path.contains("//") || path.contains("/./");
-        odd || OWN_PATHS.iter().any(|own| is_below(path, own) || is_below(own, path))
+        odd || OWN_PATHS.iter().any(|own| names::is_within(path, own) || names::is_within(own, path))
     });
     !missing && !replaces
 }

@@ -46,9 +46,7 @@ pub fn patch(
 }
 
 fn is_ours(container: &Value) -> bool {
-    container["name"]
-        .as_str()
-        .is_some_and(|name| [names::CAPTURE_CONTAINER, names::PROXY_CONTAINER].contains(&name))
+    container["name"].as_str().is_some_and(names::is_injected)
 }
 
 /// The variables and the bundle that a container's runtimes need, and what the namespace wants taken from it.
