@@ -12,7 +12,7 @@ use crate::daemon::{Probe, Recipe};
 use crate::http::Call;
 use crate::sandbox::{As, Inside, Output, PRIVATE, Place, programs};
 use crate::workload::Workload;
-use crate::world::World;
+use crate::world::{World, covering};
 
 /// The name of what they call; its ports are those of `tests/clients/server.py`.
 pub const CLIENTS_HOST: &str = "clients.demo.test";
@@ -39,35 +39,6 @@ pub(crate) fn directory(programs: &Path) -> PathBuf {
 pub(crate) fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients")
 }
-
-/// Covers the server, for billing.
-const DOCUMENTS: &str = r"
-apiVersion: countersign.dev/v1alpha1
-kind: Workload
-metadata: { name: billing, namespace: payments }
-spec:
-  selector: { kubernetes.serviceaccount: billing }
-  egress: enforce
----
-apiVersion: countersign.dev/v1alpha1
-kind: Destination
-metadata: { name: clients, namespace: payments }
-spec: { hosts: [clients.demo.test], ports: [8451, 8452] }
----
-apiVersion: countersign.dev/v1alpha1
-kind: CredentialProvider
-metadata: { name: clients-token, namespace: payments }
-spec: { jwt: { audience: [https://clients.demo.test], ttl: 5m } }
----
-apiVersion: countersign.dev/v1alpha1
-kind: AccessPolicy
-metadata: { name: billing-clients, namespace: payments }
-spec:
-  workload: billing
-  destination: clients
-  credential: clients-token
-  allow: [{}]
-";
 
 /// Which clients are installed.
 #[derive(Clone, Debug)]
@@ -134,7 +105,7 @@ impl World {
             },
         )?;
         server.wait_until_ready()?;
-        self.apply(DOCUMENTS)?;
+        self.apply(&covering("clients", CLIENTS_HOST, &[GRPC, WEBSOCKET]))?;
         Ok(server)
     }
 

@@ -10,42 +10,13 @@ use crate::Daemon;
 use crate::daemon::{Probe, Recipe};
 use crate::sandbox::{As, PRIVATE, Place};
 use crate::workload::Workload;
-use crate::world::{COMMAND, World};
+use crate::world::{COMMAND, World, covering};
 
 /// Its name.
 pub const EDGE: &str = "edge.demo.test";
 
 /// What it has seen, on loopback.
 const SEEN: &str = "http://127.0.0.1:9091/";
-
-/// Covers the server on all its ports, for billing.
-const DOCUMENTS: &str = r"
-apiVersion: countersign.dev/v1alpha1
-kind: Workload
-metadata: { name: billing, namespace: payments }
-spec:
-  selector: { kubernetes.serviceaccount: billing }
-  egress: enforce
----
-apiVersion: countersign.dev/v1alpha1
-kind: Destination
-metadata: { name: edge, namespace: payments }
-spec: { hosts: [edge.demo.test], ports: [8446, 8447, 8448, 8449] }
----
-apiVersion: countersign.dev/v1alpha1
-kind: CredentialProvider
-metadata: { name: edge-token, namespace: payments }
-spec: { jwt: { audience: [https://edge.demo.test], ttl: 5m } }
----
-apiVersion: countersign.dev/v1alpha1
-kind: AccessPolicy
-metadata: { name: billing-edge, namespace: payments }
-spec:
-  workload: billing
-  destination: edge
-  credential: edge-token
-  allow: [{}]
-";
 
 impl World {
     /// Starts the server and covers it.
@@ -68,7 +39,7 @@ impl World {
             },
         )?;
         edge.wait_until_ready()?;
-        self.apply(DOCUMENTS)?;
+        self.apply(&covering("edge", EDGE, &[8446, 8447, 8448, 8449]))?;
         Ok(edge)
     }
 

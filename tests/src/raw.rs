@@ -9,7 +9,7 @@ use crate::daemon::{Probe, Recipe};
 use crate::edge::{EDGE, client};
 use crate::sandbox::{As, Place};
 use crate::workload::Workload;
-use crate::world::{COMMAND, World};
+use crate::world::{COMMAND, World, covering};
 
 /// Ports of the server: TLS with HTTP/1.1, and TLS with HTTP/2.
 pub const RAW_HTTP1: u16 = 8461;
@@ -18,35 +18,6 @@ pub const RAW_HTTP2: u16 = 8462;
 
 /// What it has seen, on loopback.
 const SEEN: &str = "http://127.0.0.1:9092/";
-
-/// Covers the server on all its ports, for billing.
-const DOCUMENTS: &str = r"
-apiVersion: countersign.dev/v1alpha1
-kind: Workload
-metadata: { name: billing, namespace: payments }
-spec:
-  selector: { kubernetes.serviceaccount: billing }
-  egress: enforce
----
-apiVersion: countersign.dev/v1alpha1
-kind: Destination
-metadata: { name: raw, namespace: payments }
-spec: { hosts: [edge.demo.test], ports: [8461, 8462] }
----
-apiVersion: countersign.dev/v1alpha1
-kind: CredentialProvider
-metadata: { name: raw-token, namespace: payments }
-spec: { jwt: { audience: [https://edge.demo.test], ttl: 5m } }
----
-apiVersion: countersign.dev/v1alpha1
-kind: AccessPolicy
-metadata: { name: billing-raw, namespace: payments }
-spec:
-  workload: billing
-  destination: raw
-  credential: raw-token
-  allow: [{}]
-";
 
 impl World {
     /// Starts the server and covers it.
@@ -67,7 +38,7 @@ impl World {
             },
         )?;
         raw.wait_until_ready()?;
-        self.apply(DOCUMENTS)?;
+        self.apply(&covering("raw", EDGE, &[RAW_HTTP1, RAW_HTTP2]))?;
         Ok(raw)
     }
 

@@ -33,6 +33,38 @@ pub const SOCKET: &str = "/run/countersign/private/control/control.sock";
 /// Time for a command of `countersign`.
 pub(crate) const COMMAND: Duration = Duration::from_secs(30);
 
+/// Documents that let billing do everything at one host, with a token for it.
+pub(crate) fn covering(name: &str, host: &str, ports: &[u16]) -> String {
+    format!(
+        "apiVersion: countersign.dev/v1alpha1
+kind: Workload
+metadata: {{ name: billing, namespace: payments }}
+spec:
+  selector: {{ kubernetes.serviceaccount: billing }}
+  egress: enforce
+---
+apiVersion: countersign.dev/v1alpha1
+kind: Destination
+metadata: {{ name: {name}, namespace: payments }}
+spec: {{ hosts: [{host}], ports: {ports:?} }}
+---
+apiVersion: countersign.dev/v1alpha1
+kind: CredentialProvider
+metadata: {{ name: {name}-token, namespace: payments }}
+spec: {{ jwt: {{ audience: [https://{host}], ttl: 5m }} }}
+---
+apiVersion: countersign.dev/v1alpha1
+kind: AccessPolicy
+metadata: {{ name: billing-{name}, namespace: payments }}
+spec:
+  workload: billing
+  destination: {name}
+  credential: {name}-token
+  allow: [{{}}]
+"
+    )
+}
+
 /// The programs of a test, in namespaces of their own.
 #[derive(Debug)]
 pub struct World {
