@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::telemetry::Format;
 
+use crate::kubernetes::webhook;
+
 /// The control plane: knows who workloads are, what they may do, and makes their credentials.
 ///
 /// Examples:
@@ -25,6 +27,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve proxies and administrators.
     Serve(Settings),
+    /// Serve a Kubernetes API server: give pods their proxy.
+    Webhook(webhook::settings::Settings),
     /// Write the discovery document and the key set as files.
     DiscoveryExport {
         /// The state directory.
@@ -55,9 +59,13 @@ pub enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
         ahead: i64,
     },
-    /// Print the table of settings as Markdown.
+    /// Print the table of settings of a subcommand as Markdown.
     #[command(hide = true)]
-    Reference,
+    Reference {
+        /// The subcommand.
+        #[arg(default_value = "serve")]
+        subcommand: String,
+    },
 }
 
 /// Settings of `serve`.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use control::config::{Cli, Command};
 use control::keys::Keys;
-use control::{authority, discovery, now, program};
+use control::{authority, discovery, kubernetes, now, program};
 
 fn main() -> ExitCode {
     match run() {
@@ -39,8 +39,12 @@ fn run() -> anyhow::Result<()> {
             print(&format!("the new root signs from {from}\n"));
             Ok(())
         }),
-        Command::Reference => {
-            print(&service::config::reference::<Cli>("serve"));
+        Command::Webhook(settings) => {
+            service::config::unknown_variables::<Cli>().iter().for_each(|warning| say(warning));
+            kubernetes::webhook::serve(&settings)
+        }
+        Command::Reference { subcommand } => {
+            print(&service::config::reference::<Cli>(&subcommand));
             Ok(())
         }
     }

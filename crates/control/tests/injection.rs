@@ -8,10 +8,14 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use base64::Engine as _;
 use control::kubernetes::admission;
 use control::kubernetes::inject::settings::Settings;
 use control::kubernetes::inject::{Verdict, inject, names};
+use control::kubernetes::webhook::review::render;
 use json_patch::Patch;
+use kube::core::DynamicObject;
+use kube::core::admission::AdmissionReview;
 use model::slice::Egress;
 use serde_json::{Value, json};
 
@@ -50,12 +54,14 @@ fn review(folder: &str, name: &str) -> Value {
 
 /// What the API server is answered, and the pod as it then is.
 fn answered(review: &Value, labels: &BTreeMap<String, String>, settings: &Settings) -> (Value, Value) {
-    let answer = admission::answer(serde_json::from_value(review.clone()).unwrap(), labels, settings);
-    let mut response = serde_json::to_value(answer).unwrap()["response"].take();
+    let asked: AdmissionReview<DynamicObject> = serde_json::from_value(review.clone()).unwrap();
+    let answer = admission::answer(&asked.try_into().unwrap(), labels, settings);
+    let mut response: Value = serde_json::from_slice(&render(answer.response).unwrap()).unwrap();
+    let mut response = response["response"].take();
     assert_eq!(response["uid"], review["request"]["uid"]);
     let mut pod = review["request"]["object"].clone();
-    if let Some(patch) = response["patch"].as_array() {
-        let bytes: Vec<u8> = patch.iter().map(|byte| u8::try_from(byte.as_u64().unwrap()).unwrap()).collect();
+    if let Some(patch) = response["patch"].as_str() {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(patch).unwrap();
         let patch: Patch = serde_json::from_slice(&bytes).unwrap();
         json_patch::patch(&mut pod, &patch).unwrap();
         let paths: Vec<String> = patch.0.iter().map(|operation| operation.path().to_string()).collect();
@@ -150,7 +156,7 @@ fn with_container(change: impl FnOnce(&mut Value)) -> Value {
 #[track_caller]
 fn refused(pod: &Value, namespace: &[(&str, &str)], because: &str) {
     match inject(pod, &labels(namespace), &settings()) {
-        Verdict::Refuse(reasons) => {
+        Verdict::Refuse { reasons, .. } => {
             assert!(reasons.iter().any(|reason| reason.contains(because)), "{because}: {reasons:?}");
         }
         other => panic!("{because}: {other:?}"),
@@ -206,7 +212,7 @@ fn what_could_go_round_it_is_refused_in_enforce_and_told_in_observe() {
     ] {
         refused(&pod, &[(names::EGRESS, "enforce")], because);
         match inject(&pod, &labels(&[]), &settings()) {
-            Verdict::Inject { warnings, .. } | Verdict::Skip { warnings } => {
+            Verdict::Inject { warnings, .. } | Verdict::Skip { warnings, .. } => {
                 assert!(warnings.iter().any(|warning| warning.contains(because)), "{because}: {warnings:?}");
             }
             refused => panic!("{because}: {refused:?}"),
@@ -240,10 +246,13 @@ fn injected(pod: &Value, namespace: &[(&str, &str)], settings: &Settings) -> Val
 fn pods_opt_out_where_their_namespace_lets_them() {
     let mut out = contained();
     out["metadata"]["labels"] = json!({ "countersign.dev/inject": "disabled" });
-    assert_eq!(inject(&out, &labels(&[]), &settings()), Verdict::Skip { warnings: vec![] });
+    assert_eq!(
+        inject(&out, &labels(&[]), &settings()),
+        Verdict::Skip { because: "opted_out", warnings: vec![] }
+    );
     refused(&out, &[(names::EGRESS, "enforce")], "opts out");
     let allowed = labels(&[(names::EGRESS, "enforce"), (names::OPT_OUT, "allowed")]);
-    assert_eq!(inject(&out, &allowed, &settings()), Verdict::Skip { warnings: vec![] });
+    assert_eq!(inject(&out, &allowed, &settings()), Verdict::Skip { because: "opted_out", warnings: vec![] });
 }
 
 #[test]
@@ -262,7 +271,9 @@ fn without_native_sidecars_what_can_t_work_is_refused() {
     let job = with(|spec| spec["restartPolicy"] = json!("OnFailure"));
     let init = with(|spec| spec["initContainers"] = json!([{ "name": "setup", "image": "x" }]));
     for (pod, because) in [(job, "a pod that ends"), (init, "capture=explicit")] {
-        let Verdict::Refuse(reasons) = inject(&pod, &labels(&[]), &settings) else { panic!("{because}") };
+        let Verdict::Refuse { reasons, .. } = inject(&pod, &labels(&[]), &settings) else {
+            panic!("{because}")
+        };
         assert!(reasons[0].contains(because), "{reasons:?}");
     }
     let pod = injected(&contained(), &[], &settings);

@@ -6,74 +6,152 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::DynamicObject;
-use kube::core::admission::{AdmissionRequest, AdmissionResponse, AdmissionReview, Operation};
+use kube::core::admission::{AdmissionRequest, AdmissionResponse, Operation};
 use serde_json::Value;
 
 use super::inject::settings::Settings;
 use super::inject::{Verdict, containment, inject, names};
 
-/// Answers a review whose namespace has these labels.
-#[must_use]
-pub fn answer(
-    review: AdmissionReview<DynamicObject>,
-    labels: &BTreeMap<String, String>,
-    settings: &Settings,
-) -> AdmissionReview<DynamicObject> {
-    let request: AdmissionRequest<DynamicObject> = match review.try_into() {
-        Ok(request) => request,
-        Err(_) => return AdmissionResponse::invalid("the review holds no request").into_review(),
-    };
-    let response = AdmissionResponse::from(&request);
-    decide(&request, response, labels, settings).into_review()
+/// What was decided, for counters and logs; reasons come from a closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The pod gets its proxy.
+    Injected,
+    /// The pod has it already.
+    Unchanged,
+    /// The pod is admitted without a proxy, and why.
+    Skipped(&'static str),
+    /// The pod, or a debug container, is not admitted, and why.
+    Refused(&'static str),
+    /// A debug container that sees nothing of the proxy.
+    Debugged,
+    /// Nothing that injection is about.
+    Ignored,
 }
 
-fn decide(
+impl Outcome {
+    /// In a word.
+    #[must_use]
+    pub fn decision(self) -> &'static str {
+        match self {
+            Self::Injected => "injected",
+            Self::Unchanged => "unchanged",
+            Self::Skipped(_) => "skipped",
+            Self::Refused(_) => "refused",
+            Self::Debugged => "debugged",
+            Self::Ignored => "ignored",
+        }
+    }
+
+    /// Why; empty where the decision says it.
+    #[must_use]
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Skipped(reason) | Self::Refused(reason) => reason,
+            _ => "",
+        }
+    }
+}
+
+/// What the API server is told, and what was decided.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// For the API server.
+    pub response: AdmissionResponse,
+    /// For us.
+    pub outcome: Outcome,
+}
+
+impl Answer {
+    /// Refuses, with what to change.
+    #[must_use]
+    pub fn refuse(
+        request: &AdmissionRequest<DynamicObject>,
+        outcome: Outcome,
+        reasons: &[impl AsRef<str>],
+    ) -> Self {
+        let reasons: Vec<&str> = reasons.iter().map(AsRef::as_ref).collect();
+        let message = format!("countersign: {}", reasons.join("; "));
+        Self { response: AdmissionResponse::from(request).deny(message), outcome }
+    }
+
+    fn allow(request: &AdmissionRequest<DynamicObject>, outcome: Outcome) -> Self {
+        Self { response: AdmissionResponse::from(request), outcome }
+    }
+
+    /// The API server cuts a warning at 256 characters and warns about it, so each is a sentence.
+    fn warn(mut self, warnings: Vec<String>) -> Self {
+        if !warnings.is_empty() {
+            let told = warnings.into_iter().map(|warning| format!("countersign: {warning}"));
+            self.response.warnings = Some(told.collect());
+        }
+        self
+    }
+}
+
+/// Answers a request in a namespace that has these labels.
+#[must_use]
+pub fn answer(
     request: &AdmissionRequest<DynamicObject>,
-    response: AdmissionResponse,
     labels: &BTreeMap<String, String>,
     settings: &Settings,
-) -> AdmissionResponse {
-    let is_pod = request.resource.group.is_empty() && request.resource.resource == "pods";
-    let Some(pod) = request.object.as_ref().filter(|_| is_pod).and_then(|pod| serde_json::to_value(pod).ok())
-    else {
-        return response;
+) -> Answer {
+    if !request.resource.group.is_empty() || request.resource.resource != "pods" {
+        return Answer::allow(request, Outcome::Ignored);
+    }
+    let answer: fn(&_, Value, &_, &_) -> _ = match (&request.operation, request.sub_resource.as_deref()) {
+        (Operation::Create, None) => created,
+        (Operation::Update, Some("ephemeralcontainers")) => debugged,
+        _ => return Answer::allow(request, Outcome::Ignored),
     };
-    match (&request.operation, request.sub_resource.as_deref()) {
-        (Operation::Create, None) => created(&pod, response, labels, settings),
-        (Operation::Update, Some("ephemeralcontainers")) => debugged(pod, response, settings),
-        _ => response,
+    match request.object.as_ref().and_then(|pod| serde_json::to_value(pod).ok()) {
+        Some(pod) => answer(request, pod, labels, settings),
+        None => Answer::refuse(request, Outcome::Refused("unreadable"), &["the review holds no pod"]),
     }
 }
 
 fn created(
-    pod: &Value,
-    response: AdmissionResponse,
+    request: &AdmissionRequest<DynamicObject>,
+    pod: Value,
     labels: &BTreeMap<String, String>,
     settings: &Settings,
-) -> AdmissionResponse {
-    match inject(pod, labels, settings) {
-        Verdict::Skip { warnings } => warned(response, warnings),
-        Verdict::Refuse(reasons) => response.deny(message(&reasons)),
-        Verdict::Inject { patch, warnings } if patch.0.is_empty() => warned(response, warnings),
-        Verdict::Inject { patch, warnings } => match response.with_patch(patch) {
-            Ok(response) => warned(response, warnings),
+) -> Answer {
+    match inject(&pod, labels, settings) {
+        Verdict::Skip { because, warnings } => {
+            Answer::allow(request, Outcome::Skipped(because)).warn(warnings)
+        }
+        Verdict::Refuse { because, reasons } => Answer::refuse(request, Outcome::Refused(because), &reasons),
+        Verdict::Inject { patch, warnings } if patch.0.is_empty() => {
+            Answer::allow(request, Outcome::Unchanged).warn(warnings)
+        }
+        Verdict::Inject { patch, warnings } => match AdmissionResponse::from(request).with_patch(patch) {
+            Ok(response) => Answer { response, outcome: Outcome::Injected }.warn(warnings),
             Err(error) => {
-                AdmissionResponse::invalid(format!("countersign could not write its patch: {error}"))
+                let reason = format!("the patch can't be written: {error}");
+                Answer::refuse(request, Outcome::Refused("unreadable"), &[reason])
             }
         },
     }
 }
 
 /// A debug container joins a running pod: it must not see the proxy.
-fn debugged(pod: Value, response: AdmissionResponse, settings: &Settings) -> AdmissionResponse {
+fn debugged(
+    request: &AdmissionRequest<DynamicObject>,
+    pod: Value,
+    _: &BTreeMap<String, String>,
+    settings: &Settings,
+) -> Answer {
     let Ok(pod) = serde_json::from_value::<Pod>(pod) else {
-        return response.deny("countersign: the pod can't be read as one");
+        return Answer::refuse(request, Outcome::Refused("unreadable"), &["the pod can't be read as one"]);
     };
     if !has_proxy(&pod) {
-        return response;
+        return Answer::allow(request, Outcome::Ignored);
     }
     let found = containment::examine_ephemeral(&pod, settings);
-    if found.reads.is_empty() { response } else { response.deny(message(&found.reads)) }
+    match found.reads.is_empty() {
+        true => Answer::allow(request, Outcome::Debugged),
+        false => Answer::refuse(request, Outcome::Refused("reads_proxy"), &found.reads),
+    }
 }
 
 fn has_proxy(pod: &Pod) -> bool {
@@ -81,17 +159,4 @@ fn has_proxy(pod: &Pod) -> bool {
         let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
         containers.into_iter().any(|container| container.name == names::PROXY_CONTAINER)
     })
-}
-
-fn message(reasons: &[String]) -> String {
-    format!("countersign: {}", reasons.join("; "))
-}
-
-/// The API server cuts a warning at 256 characters and warns about it, so each is a sentence.
-fn warned(mut response: AdmissionResponse, warnings: Vec<String>) -> AdmissionResponse {
-    if !warnings.is_empty() {
-        response.warnings =
-            Some(warnings.into_iter().map(|warning| format!("countersign: {warning}")).collect());
-    }
-    response
 }

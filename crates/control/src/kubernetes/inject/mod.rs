@@ -30,11 +30,19 @@ pub enum Verdict {
     },
     /// It is admitted as it is, without a proxy.
     Skip {
+        /// Why: `opted_out` or `host_network`.
+        because: &'static str,
         /// What its author should know, if anything.
         warnings: Vec<String>,
     },
-    /// It is not admitted; each line says what to change.
-    Refuse(Vec<String>),
+    /// It is not admitted.
+    Refuse {
+        /// Why, the gravest first: `reads_proxy`, `goes_round`, `unsupported`, `opted_out`, `misconfigured` or
+        /// `unreadable`.
+        because: &'static str,
+        /// What to change.
+        reasons: Vec<String>,
+    },
 }
 
 /// Decides about a pod that is about to be created.
@@ -42,53 +50,69 @@ pub enum Verdict {
 pub fn inject(pod: &Value, namespace_labels: &BTreeMap<String, String>, settings: &Settings) -> Verdict {
     match decide(pod, namespace_labels, settings) {
         Ok(verdict) => verdict,
-        Err(reason) => Verdict::Refuse(vec![reason]),
+        Err((because, reason)) => Verdict::Refuse { because, reasons: vec![reason] },
     }
 }
 
-fn decide(pod: &Value, labels: &BTreeMap<String, String>, settings: &Settings) -> Result<Verdict, String> {
+fn decide(pod: &Value, labels: &BTreeMap<String, String>, settings: &Settings) -> Result<Verdict, Refusal> {
     let typed: Pod = serde_json::from_value(pod.clone())
-        .map_err(|error| format!("the pod can't be read as one: {error}"))?;
-    let namespace = NamespaceSettings::of(labels, settings)?;
+        .map_err(|error| ("unreadable", format!("the pod can't be read as one: {error}")))?;
+    let namespace = NamespaceSettings::of(labels, settings).map_err(misconfigured)?;
     if let Some(skipped) = opted_out(&typed, &namespace)? {
         return Ok(skipped);
     }
     let annotations = typed.metadata.annotations.clone().unwrap_or_default();
-    let own = PodSettings::of(&annotations)?;
+    let own = PodSettings::of(&annotations).map_err(misconfigured)?;
     let found = containment::examine(&typed, &namespace, settings);
-    let mut refusals = found.reads;
-    if namespace.egress == Egress::Enforce {
-        refusals.extend(found.goes_round.iter().cloned());
-    }
-    refusals.extend(unsupported(&typed, &namespace, settings));
-    if !refusals.is_empty() {
-        return Ok(Verdict::Refuse(refusals));
+    let forced = if namespace.egress == Egress::Enforce { found.goes_round.clone() } else { Vec::new() };
+    let refusals = [
+        ("reads_proxy", found.reads),
+        ("goes_round", forced),
+        ("unsupported", unsupported(&typed, &namespace, settings)),
+    ];
+    if let Some((because, _)) = refusals.iter().find(|(_, reasons)| !reasons.is_empty()) {
+        let reasons = refusals.iter().flat_map(|(_, reasons)| reasons.clone()).collect();
+        return Ok(Verdict::Refuse { because, reasons });
     }
     let told = [found.goes_round, found.chosen].concat();
     // A redirect there would be the node's.
     if is_host_network(&typed) {
-        return Ok(Verdict::Skip { warnings: told });
+        return Ok(Verdict::Skip { because: "host_network", warnings: told });
     }
     let containment = if told.is_empty() { "contained" } else { "not contained" };
-    let patched = patch::patch(pod, settings, &namespace, &own, containment)?;
+    let patched = patch::patch(pod, settings, &namespace, &own, containment)
+        .map_err(|reason| ("reads_proxy", reason))?;
     let mut warnings: Vec<String> = told.iter().map(|reason| format!("not contained: {reason}")).collect();
     warnings.extend(patched.warnings);
     Ok(Verdict::Inject { patch: patched.patch, warnings })
 }
 
+type Refusal = (&'static str, String);
+
+fn misconfigured(reason: String) -> Refusal {
+    ("misconfigured", reason)
+}
+
 /// A pod that says it wants no proxy gets none, where its namespace lets it say so.
-fn opted_out(pod: &Pod, namespace: &NamespaceSettings) -> Result<Option<Verdict>, String> {
+fn opted_out(pod: &Pod, namespace: &NamespaceSettings) -> Result<Option<Verdict>, Refusal> {
     let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::INJECT));
     match label.map(String::as_str) {
         None | Some("enabled") => Ok(None),
-        Some("disabled") if namespace.opt_out => Ok(Some(Verdict::Skip { warnings: Vec::new() })),
-        Some("disabled") => Err(format!(
-            "the pod opts out by {}=disabled, which its namespace does not allow in egress mode enforce: remove the \
-             label, or label the namespace {}=allowed",
-            names::INJECT,
-            names::OPT_OUT
-        )),
-        Some(other) => Err(format!("label {} must be enabled or disabled, not {other:?}", names::INJECT)),
+        Some("disabled") if namespace.opt_out => {
+            Ok(Some(Verdict::Skip { because: "opted_out", warnings: Vec::new() }))
+        }
+        Some("disabled") => {
+            let text = format!(
+                "the pod opts out by {}=disabled, which its namespace does not allow in egress mode enforce: remove \
+                 the label, or label the namespace {}=allowed",
+                names::INJECT,
+                names::OPT_OUT
+            );
+            Err(("opted_out", text))
+        }
+        Some(other) => {
+            Err(misconfigured(format!("label {} must be enabled or disabled, not {other:?}", names::INJECT)))
+        }
     }
 }
 

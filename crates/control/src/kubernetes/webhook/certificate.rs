@@ -1,0 +1,93 @@
+//! The certificate that the API server is shown: of this moment, while connections come.
+
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+/// How often files are looked at. The kubelet needs about a minute to bring a new Secret into a volume.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// What is shown now; nothing until there is one.
+#[derive(Debug, Default)]
+pub struct Shown(RwLock<Option<Arc<CertifiedKey>>>);
+
+impl Shown {
+    /// Shows this one from now on.
+    pub fn replace(&self, certificate: CertifiedKey) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(certificate));
+    }
+
+    fn now(&self) -> Option<Arc<CertifiedKey>> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.now()
+    }
+}
+
+/// A chain with its key.
+///
+/// # Errors
+/// If they do not fit.
+pub fn certified(
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> anyhow::Result<CertifiedKey> {
+    CertifiedKey::from_der(chain, key, &service::tls_provider::provider())
+        .context("certificate and key do not fit")
+}
+
+/// A certificate and its key as files that somebody else keeps current.
+#[derive(Clone, Debug)]
+pub struct Files {
+    /// Chain (PEM).
+    pub certificate: PathBuf,
+    /// Private key (PEM).
+    pub key: PathBuf,
+}
+
+impl Files {
+    /// Reads both.
+    ///
+    /// # Errors
+    /// If they can't be read, or do not fit.
+    pub fn read(&self) -> anyhow::Result<CertifiedKey> {
+        let chain = service::roots::from_file(&self.certificate)?;
+        let key = PrivateKeyDer::from_pem_file(&self.key)
+            .with_context(|| format!("could not read a private key from {}", self.key.display()))?;
+        certified(chain, key).with_context(|| self.certificate.display().to_string())
+    }
+
+    /// Shows them anew whenever they change, for as long as the program runs. What can't be used is told, and the last
+    /// one that could stays.
+    pub async fn keep_current(self, shown: Arc<Shown>) {
+        let mut told = String::new();
+        loop {
+            tokio::time::sleep(LOOK_EVERY).await;
+            let error = match self.read() {
+                Ok(certificate) => {
+                    let before = shown.now();
+                    if before.is_none_or(|before| before.cert != certificate.cert) {
+                        shown.replace(certificate);
+                        tracing::info!("the certificate of the files has changed");
+                    }
+                    String::new()
+                }
+                Err(error) => format!("{error:#}"),
+            };
+            if !error.is_empty() && error != told {
+                tracing::error!("the certificate stays as it was: {error}");
+            }
+            told = error;
+        }
+    }
+}
