@@ -1,5 +1,5 @@
 # The verbs. `make help` lists them.
-.PHONY: help demo test tools test-clients retries clients lint build bench fuzz gen deny
+.PHONY: help demo test tools kubernetes test-clients retries clients lint build bench fuzz gen deny
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -9,7 +9,7 @@ demo: ## Show the main job from end to end, in network namespaces of its own
 	cargo build --workspace --bins
 	@cargo run --quiet -p demo
 
-test: tools clients lint build deny ## Everything that a change must pass; the closing line sums the tests up
+test: tools clients kubernetes lint build deny ## Everything that a change must pass; the closing line sums the tests up
 	.ci/gen --check
 	tests/fuzz/run 5
 	.ci/summary cargo test --workspace --no-fail-fast
@@ -27,6 +27,9 @@ retries: ## Which client asks again after which status, how often and for how lo
 
 clients: ## The real clients of a CI run, for the tests
 	tests/clients/setup
+
+kubernetes: ## A real API server for the tests, built once
+	.ci/kubernetes
 
 lint: ## Format and clippy, without warnings
 	cargo fmt --all --check

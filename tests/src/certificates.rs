@@ -62,6 +62,18 @@ impl Certificates {
         })
     }
 
+    /// A client's certificate: of this name, and of this group (the subject's organisation, as Kubernetes reads it).
+    ///
+    /// # Errors
+    /// If the cryptography fails.
+    pub fn client(&self, name: &str, group: &str) -> anyhow::Result<Leaf> {
+        self.leaf(&[], |parameters| {
+            parameters.distinguished_name = named(name);
+            parameters.distinguished_name.push(DnType::OrganizationName, group);
+            parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        })
+    }
+
     fn leaf(&self, names: &[&str], change: impl FnOnce(&mut CertificateParams)) -> anyhow::Result<Leaf> {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut parameters = CertificateParams::new(names.clone())?;

@@ -8,6 +8,7 @@
 
 pub mod certificates;
 pub mod clients;
+pub mod cluster;
 pub mod daemon;
 pub mod edge;
 pub mod footprint;
@@ -22,6 +23,7 @@ pub mod world;
 
 pub use certificates::Certificates;
 pub use clients::Clients;
+pub use cluster::Cluster;
 pub use daemon::Daemon;
 pub use footprint::Footprint;
 pub use http::{Answer, Call};

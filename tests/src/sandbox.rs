@@ -113,6 +113,7 @@ impl Sandbox {
             .arg(&programs)
             .arg(crate::clients::directory(&programs))
             .arg(crate::clients::sources())
+            .arg(crate::cluster::directory(&programs).join("current"))
             .env("PATH", path())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -349,6 +350,8 @@ mkdir /run/countersign/clients
 [ ! -d "$2" ] || mount --bind "$2" /run/countersign/clients
 mkdir -p /run/countersign/clients/source
 [ ! -d "$3" ] || mount --bind "$3" /run/countersign/clients/source
+mkdir /run/countersign/kubernetes
+[ ! -d "$4" ] || mount --bind "$4" /run/countersign/kubernetes
 mount -t tmpfs -o mode=1777 tmpfs /tmp
 printf '127.0.0.1 localhost\n::1 localhost\n' > /run/countersign/etc/hosts
 mount --bind /run/countersign/etc/hosts /etc/hosts
@@ -391,13 +394,21 @@ fn hosts_file(hosts: &[(String, u8)]) -> String {
     text
 }
 
-/// A command that runs inside.
+/// A command that runs inside, or here.
 #[derive(Debug)]
 pub struct Inside {
     command: Command,
 }
 
 impl Inside {
+    /// A command outside of every sandbox: as this process, with nothing of its environment but PATH.
+    #[must_use]
+    pub fn here(program: impl AsRef<OsStr>) -> Self {
+        let mut command = Command::new(program);
+        command.env_clear().env("PATH", path()).env("LANG", "C.UTF-8").stdin(Stdio::null());
+        Self { command }
+    }
+
     /// One more argument.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
