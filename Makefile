@@ -53,7 +53,7 @@ BENCH_PROFILE ?= release
 fuzz: ## A minute of each fuzz target
 	tests/fuzz/run 60
 
-gen: ## Write the generated pages of docs/reference anew
+gen: ## Write the generated pages of docs/reference and the custom resource definitions anew
 	.ci/gen
 
 deny: ## Bans, licences and sources of dependencies; advisories where their database can be reached

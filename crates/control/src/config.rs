@@ -59,6 +59,15 @@ pub enum Command {
         #[arg(long, value_name = "SECONDS", default_value_t = 86_400)]
         ahead: i64,
     },
+    /// Print the definitions of the custom resources, or write each as KIND.yaml.
+    Crds {
+        /// Leave out the CEL rules, which API servers before 1.25 do not know.
+        #[arg(long)]
+        without_rules: bool,
+        /// Where to write them.
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
     /// Print the table of settings of a subcommand as Markdown.
     #[command(hide = true)]
     Reference {

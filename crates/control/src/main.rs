@@ -4,7 +4,9 @@ use std::process::ExitCode;
 
 use control::config::{Cli, Command};
 use control::keys::Keys;
-use control::{authority, discovery, kubernetes, now, program};
+use control::kubernetes::{crds, webhook};
+use control::{authority, discovery, now, program};
+use resources::crd::Rules;
 
 fn main() -> ExitCode {
     match run() {
@@ -39,9 +41,17 @@ fn run() -> anyhow::Result<()> {
             print(&format!("the new root signs from {from}\n"));
             Ok(())
         }),
+        Command::Crds { without_rules, directory } => {
+            let rules = if without_rules { Rules::Without } else { Rules::With };
+            match directory {
+                Some(directory) => crds::write(&directory, rules)?,
+                None => print(&crds::text(rules)?),
+            }
+            Ok(())
+        }
         Command::Webhook(settings) => {
             service::config::unknown_variables::<Cli>().iter().for_each(|warning| say(warning));
-            kubernetes::webhook::serve(&settings)
+            webhook::serve(&settings)
         }
         Command::Reference { subcommand } => {
             print(&service::config::reference::<Cli>(&subcommand));

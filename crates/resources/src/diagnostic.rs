@@ -50,6 +50,9 @@ pub struct Place {
     pub column: u32,
     /// Characters to underline; 0 for none.
     pub length: u32,
+    /// The path of the value, as in [`crate::tree::Path`]; empty if the whole document is meant, or if only the place in
+    /// the text is known.
+    pub path: String,
 }
 
 impl Diagnostic {
@@ -86,6 +89,38 @@ impl Diagnostic {
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
+}
+
+/// A diagnostic as one sentence, for who has no text with lines: `error[CS0103]: spec.ttl: …`.
+#[must_use]
+pub fn sentence(diagnostic: &Diagnostic) -> String {
+    let Diagnostic { code, severity, message, at, help } = diagnostic;
+    let mut text = format!("{}[{code}]: ", severity.as_str());
+    if !at.path.is_empty() {
+        let _ = write!(text, "{}: ", field(&at.path));
+    }
+    text.push_str(&printable(message));
+    if !help.is_empty() {
+        let _ = write!(text, " ({})", printable(help));
+    }
+    text
+}
+
+/// A path as Kubernetes writes it: `spec.allow[0].methods`.
+fn field(path: &str) -> String {
+    let mut text = String::new();
+    for part in path.split('/').skip(1) {
+        match part.parse::<usize>() {
+            Ok(index) => {
+                let _ = write!(text, "[{index}]");
+            }
+            Err(_) if text.is_empty() => text.push_str(&printable(part)),
+            Err(_) => {
+                let _ = write!(text, ".{}", printable(part));
+            }
+        }
+    }
+    text
 }
 
 /// Renders a diagnostic with the line that it is about, without colour. What frames the text is ASCII; control characters

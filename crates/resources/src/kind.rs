@@ -1,12 +1,15 @@
 //! The seven kinds of document, as they are written.
 //!
 //! An unknown field is an error. Values that need more than a type (names, durations, expressions) are checked by
-//! [`crate::validate`], which can say where they stand.
+//! [`crate::validate`], which can say where they stand. What is said here in `schemars` is for the custom resources
+//! ([`crate::crd`]) alone: an API server can hold to it without us. It refuses nothing that the validation accepts.
 
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::rules;
 
 /// The `apiVersion` of every document.
 pub const API_VERSION: &str = "countersign.dev/v1alpha1";
@@ -33,6 +36,7 @@ pub struct Metadata {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct WorkloadSpec {
     /// Attested attributes that must all be equal; at least one. A value may end in `*` for a prefix.
+    #[schemars(extend("minProperties" = 1))]
     pub selector: BTreeMap<String, String>,
     /// Who answers for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,6 +52,7 @@ pub struct WorkloadSpec {
     pub destinations: Option<Vec<String>>,
     /// What happens to calls that no policy covers: `observe` or `enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["observe", "enforce"]))]
     pub egress: Option<String>,
 }
 
@@ -66,11 +71,14 @@ pub struct TrustProviderSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct OidcSpec {
     /// The token's `iss`, byte for byte; an https URL.
+    #[schemars(extend("x-kubernetes-validations" = rules::HTTPS))]
     pub issuer: String,
     /// The token's `aud` must hold this.
+    #[schemars(length(min = 1))]
     pub audience: String,
     /// Where the keys are; absent asks the issuer's discovery document.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("x-kubernetes-validations" = rules::HTTPS))]
     pub jwks_uri: Option<String>,
     /// Roots for the issuer's certificate in PEM; absent uses the control plane's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -87,23 +95,28 @@ pub struct OidcSpec {
 pub struct CallerSpec {
     /// Path of the SPIFFE ID, with `{attribute}` for attested attributes:
     /// `ns/{kubernetes.namespace}/sa/{kubernetes.serviceaccount}`.
+    #[schemars(length(min = 1))]
     pub path: String,
     /// The namespace of its callers: a name, or one `{attribute}`.
+    #[schemars(length(min = 1))]
     pub namespace: String,
     /// The attribute that names the running copy, to which a token is bound at its first use:
     /// `kubernetes.pod.uid`, `claim.run_id`.
+    #[schemars(length(min = 1))]
     pub instance: String,
 }
 
 /// `Destination`: what is called.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::DESTINATION))]
 pub struct DestinationSpec {
     /// Host names; `*.example.com` is one label below.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hosts: Vec<String>,
     /// TCP ports; 443 if absent (80 too if `insecure`).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(inner(range(min = 1)))]
     pub ports: Vec<u16>,
     /// CIDR blocks or addresses: connections without a name are matched by them, and they allow what is otherwise
     /// refused (loopback, link-local, metadata).
@@ -111,16 +124,20 @@ pub struct DestinationSpec {
     pub addresses: Vec<String>,
     /// `http` (default) or `tcp`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["http", "tcp"]))]
     pub protocol: Option<String>,
     /// `h2`, `http/1.1`, best first; absent if it is to be learned.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("items" = { "type": "string", "enum": ["h2", "http/1.1"] }))]
     pub http_versions: Vec<String>,
     /// `terminate` (default) or `passthrough`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["terminate", "passthrough"]))]
     pub tls: Option<String>,
     /// Who finds its address: `name` (default) is the proxy, by the name; `application` is the application alone, for
     /// headless services, where only the member that it has chosen is right. Never together with `insecure`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["name", "application"]))]
     pub resolve: Option<String>,
     /// Whether a credential may go to it without TLS.
     #[serde(default)]
@@ -134,6 +151,7 @@ pub struct DestinationSpec {
     /// What is shown to it when it asks for a client certificate: `svid`, the workload's own X.509-SVID; absent is
     /// nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["svid"]))]
     pub client_certificate: Option<String>,
     /// Whether the credential of a call is taken out of the answer, where the service sends it back: of header,
     /// trailers and body. The service is asked for an answer that is not compressed; one that is all the same is refused.
@@ -166,6 +184,7 @@ pub struct CredentialProviderSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct JwtSpec {
     /// `aud`; at least one.
+    #[schemars(length(min = 1), inner(length(min = 1)))]
     pub audience: Vec<String>,
     /// How long a token lives: `30s` to `1h`; `5m` if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -181,6 +200,7 @@ pub struct JwtSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 pub struct InjectSpec {
     /// Name of the header.
+    #[schemars(length(min = 1))]
     pub header: String,
     /// What stands before the credential: `"Bearer "`; empty if absent.
     #[serde(default)]
@@ -199,6 +219,7 @@ pub struct AccessPolicySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credential: Option<String>,
     /// What is allowed; at least one rule.
+    #[schemars(length(min = 1))]
     pub allow: Vec<RuleSpec>,
     /// `Condition`s that must all hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -229,6 +250,7 @@ pub struct RuleSpec {
 /// `Condition`: a fact about now that must hold. Exactly one of the fields.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::CONDITION))]
 pub struct ConditionSpec {
     /// Within a window of the week.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -244,21 +266,25 @@ pub struct ConditionSpec {
 /// A window of the week.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::TIME_WINDOW))]
 pub struct TimeWindowSpec {
     /// `mon` … `sun`; absent is every day.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("items" = { "type": "string", "enum": ["mon", "tue", "wed", "thu", "fri", "sat", "sun"] }))]
     pub days: Vec<String>,
     /// `08:00`.
     pub from: String,
     /// `18:00`, exclusive; earlier than `from` runs past midnight.
     pub to: String,
     /// IANA name: `Europe/Berlin`.
+    #[schemars(length(min = 1))]
     pub time_zone: String,
 }
 
 /// `Guardrail` (cluster-scoped): a `forbid` that no policy can override.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::GUARDRAIL))]
 pub struct GuardrailSpec {
     /// What is forbidden; absent forbids all that `when` says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -4,10 +4,12 @@
 //! text, [`Set`] is what they refer to one another in, [`validate`] finds what is wrong with them; each error says
 //! where it stands, what is allowed, and what was probably meant.
 
+pub mod crd;
 pub mod diagnostic;
 pub mod kind;
 pub mod parse;
 pub mod reference;
+pub mod rules;
 pub mod set;
 pub mod tree;
 pub mod validate;

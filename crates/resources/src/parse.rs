@@ -46,15 +46,16 @@ impl Document {
     /// The place of a value; of the nearest part around it, if it is not there itself.
     #[must_use]
     pub fn at(&self, path: &str) -> Place {
-        let Some(source) = &self.source else { return Place::default() };
+        let meant = path.to_owned();
+        let Some(source) = &self.source else { return Place { path: meant, ..Place::default() } };
         let mut path = path;
         loop {
             if let Some(spot) = source.tree.values.get(path).or_else(|| source.tree.keys.get(path)) {
-                return source.place(*spot);
+                return source.place(*spot, &meant);
             }
             match path.rfind('/') {
                 Some(end) => path = &path[..end],
-                None => return Place { file: source.file.clone(), ..Place::default() },
+                None => return Place { file: source.file.clone(), path: meant, ..Place::default() },
             }
         }
     }
@@ -67,12 +68,14 @@ impl Document {
         let exact = self.source.as_ref().and_then(|source| {
             let value = source.tree.value.pointer(path)?.as_str()?;
             let at = *source.tree.values.get(path)?;
-            Some(source.place(tree::within(&source.text, value, at, offset, length)?))
+            Some(source.place(tree::within(&source.text, value, at, offset, length)?, path))
         });
         exact.unwrap_or_else(|| {
             let whole = self.at(path);
-            let name =
-                self.source.as_ref().and_then(|source| Some(source.place(*source.tree.keys.get(path)?)));
+            let name = self
+                .source
+                .as_ref()
+                .and_then(|source| Some(source.place(*source.tree.keys.get(path)?, path)));
             name.filter(|name| name.line != whole.line).unwrap_or(whole)
         })
     }
@@ -111,22 +114,48 @@ impl Document {
         document.source = None;
         Ok(document)
     }
+
+    /// The document that a custom resource is. Of its metadata only the name is taken: labels and annotations change
+    /// with every tool that looks after it, and mean nothing here.
+    ///
+    /// # Errors
+    /// What is wrong with its fields, as for a file.
+    pub fn from_custom_resource(object: &Value) -> Result<Self, Vec<Diagnostic>> {
+        let mut value = json!({ "apiVersion": object["apiVersion"], "kind": object["kind"], "metadata": {} });
+        for field in ["name", "namespace"] {
+            if let Some(text) = object["metadata"].get(field) {
+                value["metadata"][field] = text.clone();
+            }
+        }
+        if let Some(spec) = object.get("spec") {
+            value["spec"] = spec.clone();
+        }
+        let source = Source { file: String::new(), text: "".into(), tree: Tree { value, ..Tree::default() } };
+        let mut document = document(source, None)?;
+        document.source = None;
+        Ok(document)
+    }
 }
 
 impl Source {
-    fn place(&self, spot: Spot) -> Place {
-        Place { file: self.file.clone(), line: spot.line, column: spot.column, length: spot.length }
+    fn place(&self, spot: Spot, path: &str) -> Place {
+        Place {
+            file: self.file.clone(),
+            line: spot.line,
+            column: spot.column,
+            length: spot.length,
+            path: path.to_owned(),
+        }
     }
 
     fn at(&self, path: &str) -> Place {
-        self.tree
-            .values
-            .get(path)
-            .map_or_else(|| Place { file: self.file.clone(), ..Place::default() }, |spot| self.place(*spot))
+        let nowhere = || Place { file: self.file.clone(), path: path.to_owned(), ..Place::default() };
+        self.tree.values.get(path).map_or_else(nowhere, |spot| self.place(*spot, path))
     }
 
     fn key(&self, path: &str) -> Place {
-        self.tree.keys.get(path).map_or_else(|| self.at(""), |spot| self.place(*spot))
+        let whole = || Place { path: path.to_owned(), ..self.at("") };
+        self.tree.keys.get(path).map_or_else(whole, |spot| self.place(*spot, path))
     }
 }
 
@@ -155,6 +184,7 @@ pub fn parse(files: &[(String, String)], default_namespace: Option<&str>) -> Par
                     line: spot.line,
                     column: spot.column,
                     length: 1,
+                    path: String::new(),
                 });
                 parsed.diagnostics.push(Diagnostic::error(
                     Code::YamlSyntax,
@@ -346,7 +376,8 @@ impl UnknownField {
 fn wrong_type(source: &Source, path: &str, message: &str) -> Diagnostic {
     let code = if message.starts_with("missing field") { Code::InvalidValue } else { Code::YamlSyntax };
     let spot = source.tree.values.get(path).copied();
-    let at = spot.map_or_else(|| source.at(""), |spot| source.place(spot));
+    let whole = || Place { path: path.to_owned(), ..source.at("") };
+    let at = spot.map_or_else(whole, |spot| source.place(spot, path));
     let text = match message.strip_prefix("missing field ") {
         Some(field) => format!("{field} is missing"),
         None => message.to_owned(),

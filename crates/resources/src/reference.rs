@@ -65,7 +65,7 @@ pub fn page() -> String {
     page
 }
 
-fn schema(kind: Kind) -> Value {
+pub(crate) fn schema(kind: Kind) -> Value {
     match kind {
         Kind::Workload => schema_of::<WorkloadSpec>(),
         Kind::TrustProvider => schema_of::<TrustProviderSpec>(),
@@ -103,17 +103,21 @@ fn collect(schema: &Value, path: &str, found: &mut Vec<Field>) {
 }
 
 /// What is there if it is there: an optional object is written as a choice between the object and nothing.
-fn present(schema: &Value) -> &Value {
+pub(crate) fn present(schema: &Value) -> &Value {
     let choices = schema["anyOf"].as_array().into_iter().flatten();
     choices.into_iter().find(|choice| choice["type"] != "null").unwrap_or(schema)
 }
 
-fn type_of(schema: &Value) -> String {
-    let name = match &schema["type"] {
+/// The type of what is there; `None` if it can be anything.
+pub(crate) fn type_name(schema: &Value) -> Option<&str> {
+    match &schema["type"] {
         Value::Array(names) => names.iter().filter_map(Value::as_str).find(|name| *name != "null"),
         name => name.as_str(),
-    };
-    match name {
+    }
+}
+
+fn type_of(schema: &Value) -> String {
+    match type_name(schema) {
         Some("string") => "text".to_owned(),
         Some("integer" | "number") => "number".to_owned(),
         Some("boolean") => "truth value".to_owned(),
@@ -124,7 +128,7 @@ fn type_of(schema: &Value) -> String {
     }
 }
 
-fn described(schema: &Value) -> String {
+pub(crate) fn described(schema: &Value) -> String {
     let text = schema["description"].as_str().unwrap_or_default();
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }

@@ -14,6 +14,7 @@ use crate::kind::{
     Spec, TrustProviderSpec, WorkloadSpec,
 };
 use crate::parse::Document;
+use crate::rules;
 use crate::set::{Dangling, Set, references};
 use crate::values;
 
@@ -119,8 +120,8 @@ impl Check<'_> {
 
     fn trust_provider(&mut self, spec: &TrustProviderSpec) {
         let https = |text: &str| text.starts_with("https://").then_some(());
-        self.one("/spec/oidc/issuer", Some(&spec.oidc.issuer), https, "must be an https URL");
-        self.one("/spec/oidc/jwksUri", spec.oidc.jwks_uri.as_ref(), https, "must be an https URL");
+        self.one("/spec/oidc/issuer", Some(&spec.oidc.issuer), https, rules::MUST_BE_HTTPS);
+        self.one("/spec/oidc/jwksUri", spec.oidc.jwks_uri.as_ref(), https, rules::MUST_BE_HTTPS);
         if spec.oidc.audience.is_empty() {
             self.invalid("/spec/oidc/audience", "the audience must not be empty");
         }
@@ -152,7 +153,7 @@ impl Check<'_> {
 
     fn destination(&mut self, spec: &DestinationSpec) {
         if spec.hosts.is_empty() && spec.addresses.is_empty() {
-            self.invalid("/spec", "a destination must have `hosts` or `addresses`");
+            self.invalid("/spec", rules::NO_HOSTS);
         }
         for (i, host) in spec.hosts.iter().enumerate() {
             if let Err(error) = host.parse::<HostPattern>() {
@@ -192,22 +193,15 @@ impl Check<'_> {
         let application =
             spec.resolve.as_deref().and_then(values::resolution) == Some(Resolution::Application);
         if spec.insecure && application {
-            self.invalid(
-                "/spec/resolve",
-                "a destination that says `insecure` can't say `resolve: application`: without TLS, the proxy's own \
-                 look-up is all that proves the server",
-            );
+            self.invalid("/spec/resolve", rules::INSECURE_BY_APPLICATION);
         }
         if spec.redact
             && (spec.tls.as_deref() == Some("passthrough") || spec.protocol.as_deref() == Some("tcp"))
         {
-            self.invalid(
-                "/spec/redact",
-                "what is not opened can't be searched: `redact` needs HTTP, and TLS that is opened",
-            );
+            self.invalid("/spec/redact", rules::REDACT_UNOPENED);
         }
         if spec.insecure && !spec.hosts.is_empty() && spec.addresses.is_empty() && spec.tls.is_some() {
-            self.invalid("/spec/tls", "a destination that says `insecure` has no TLS to speak of");
+            self.invalid("/spec/tls", rules::INSECURE_WITH_TLS);
         }
     }
 
@@ -295,10 +289,7 @@ impl Check<'_> {
                 self.one("/spec/timeWindow/from", Some(&window.from), values::minute_of_day, must);
                 self.one("/spec/timeWindow/to", Some(&window.to), values::minute_of_day, must);
                 if window.from == window.to {
-                    self.invalid(
-                        "/spec/timeWindow/to",
-                        "`to` must differ from `from`; a whole day is `00:00` to `24:00`",
-                    );
+                    self.invalid("/spec/timeWindow/to", rules::EMPTY_WINDOW);
                 }
                 if window.time_zone.is_empty() {
                     self.invalid(
@@ -315,14 +306,13 @@ impl Check<'_> {
                     "must be a duration such as `1h`",
                 );
             }
-            _ => self
-                .invalid("/spec", "a condition must have exactly one of `timeWindow` and `attestedWithin`"),
+            _ => self.invalid("/spec", rules::ONE_CONDITION),
         }
     }
 
     fn guardrail(&mut self, spec: &GuardrailSpec) {
         if spec.deny.is_empty() && spec.when.is_none() {
-            self.invalid("/spec", "a guardrail must have `deny` or `when`");
+            self.invalid("/spec", rules::EMPTY_GUARDRAIL);
         }
         self.rules("/spec/deny", &spec.deny);
         if let Some(i) = spec.deny.iter().position(|rule| rule.credential.is_some()) {

@@ -90,6 +90,7 @@ fn show_diagnostics(output: &Output, diagnostics: &[v1::Diagnostic], files: &[v1
             line: message.line,
             column: message.column,
             length: message.length,
+            path: String::new(),
         };
         let diagnostic = if is_error {
             resources::Diagnostic::error(code, at, message.message.clone())

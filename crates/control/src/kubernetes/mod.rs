@@ -1,5 +1,6 @@
 //! Countersign in a Kubernetes cluster: pods get their proxy from a mutating webhook.
 
 pub mod admission;
+pub mod crds;
 pub mod inject;
 pub mod webhook;
