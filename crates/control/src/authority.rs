@@ -151,11 +151,6 @@ impl Authority {
     /// # Errors
     /// If a root can't be read.
     pub fn fingerprints(&self) -> anyhow::Result<Vec<String>> {
-        let fingerprint = |root: &CertificateDer<'_>| {
-            let (_, parsed) = x509_parser::parse_x509_certificate(root)?;
-            let digest = Sha256::digest(parsed.public_key().raw);
-            Ok(format!("sha256:{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
-        };
         self.now().roots.iter().map(fingerprint).collect()
     }
 
@@ -226,6 +221,16 @@ impl Authority {
     }
 }
 
+/// SHA-256 of a certificate's public key (SPKI): `sha256:` and hexadecimal digits.
+///
+/// # Errors
+/// If the certificate can't be read.
+pub fn fingerprint(certificate: &CertificateDer<'_>) -> anyhow::Result<String> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)?;
+    let digest = Sha256::digest(parsed.public_key().raw);
+    Ok(format!("sha256:{}", digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+}
+
 /// Makes the next root: proxies are sent it now, and it signs after `ahead_secs`.
 ///
 /// # Errors
@@ -242,7 +247,12 @@ pub async fn next_root(
     Ok(from)
 }
 
-fn validity(params: &mut CertificateParams, now: UnixMillis, life: i64) -> (UnixMillis, UnixMillis) {
+/// From a little before now until `life` seconds after it.
+pub(crate) fn validity(
+    params: &mut CertificateParams,
+    now: UnixMillis,
+    life: i64,
+) -> (UnixMillis, UnixMillis) {
     // Certificates count in whole seconds.
     let now = UnixMillis::from_secs(now.as_secs());
     let (from, to) = (now.plus_secs(-BACKDATED_SECS), now.plus_secs(life));

@@ -170,6 +170,10 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_CONTROL_CA_OUT", value_name = "FILE")]
     pub ca_out: Option<PathBuf>,
 
+    /// ConfigMap to write the root certificates into (key `ca.crt`), in the namespace of a cluster that it runs in.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_CA_CONFIG_MAP", value_name = "NAME")]
+    pub ca_config_map: Option<String>,
+
     /// Address of health and metrics: /livez, /readyz, /metrics.
     #[arg(long, env = "COUNTERSIGN_CONTROL_HEALTH", value_name = "ADDR", default_value = "127.0.0.1:8442")]
     pub health: SocketAddr,

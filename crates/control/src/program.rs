@@ -31,7 +31,7 @@ use crate::store::Store;
 use crate::store::seal::SealingKey;
 use crate::store::sqlite::SqliteStore;
 use crate::watch::Watcher;
-use crate::{audit, discovery, now, server};
+use crate::{audit, discovery, kubernetes, now, server};
 
 /// Largest message: a thousand audit records.
 const MESSAGE_MAX: usize = 16 << 20;
@@ -93,6 +93,10 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     let keys = Keys::open(store.clone(), now()).await?;
     let authority = Authority::open(store.clone(), &settings.trust_domain, now()).await?;
     publish_roots(settings.ca_out.as_deref(), &authority)?;
+    if let Some(name) = settings.ca_config_map.clone() {
+        let client = kube::Client::try_default().await.context("--ca-config-map needs a cluster")?;
+        tokio::spawn(kubernetes::roots::keep_published(client, name, authority.clone()));
+    }
     let index = Index::start(store.clone(), egress(settings)?).await?;
     let proxies = Proxies::new(metrics.proxies.clone());
     tokio::spawn(count_bypasses(index.clone(), metrics.bypasses.clone()));

@@ -80,24 +80,35 @@ fn requests_of_a_real_api_server() {
     names.sort();
     assert_eq!(names.len(), 16);
     for name in names {
-        let (response, pod) = answered(&review("admissionreview", &name), &labels(&[]), &settings());
-        let mut shown = json!({ "response": response });
-        if !response["patch"].is_null() {
-            shown["pod"] = json!({ "annotations": pod["metadata"]["annotations"], "spec": pod["spec"] });
-            for hidden in ["tolerations", "dnsPolicy", "schedulerName", "priority", "preemptionPolicy"] {
-                shown["pod"]["spec"].as_object_mut().unwrap().remove(hidden);
-            }
-            let annotations = shown["pod"]["annotations"].as_object_mut().unwrap();
-            annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
-        }
-        insta::with_settings!({
-            snapshot_path => golden().join("injected"),
-            prepend_module_to_snapshot => false,
-            omit_expression => true
-        }, {
-            insta::assert_snapshot!(name.trim_end_matches(".json"), serde_json::to_string_pretty(&shown).unwrap());
-        });
+        snapshot(&name, &review("admissionreview", &name), &settings());
     }
+    // A cluster before 1.29 has no native sidecars.
+    let settings = Settings { native_sidecars: false, ..settings() };
+    let replica = review("admissionreview", "005-CREATE-pods-ReplicaSet-web-5484f64bf5.json");
+    snapshot("without-native-sidecars", &replica, &settings);
+}
+
+/// What is answered, and the pod that comes out, without what the API server fills in and injection does not touch.
+#[track_caller]
+fn snapshot(name: &str, review: &Value, settings: &Settings) {
+    let (response, pod) = answered(review, &labels(&[]), settings);
+    let mut shown = json!({ "response": response });
+    if !response["patch"].is_null() {
+        let metadata = &pod["metadata"];
+        shown["pod"] = json!({ "labels": metadata["labels"], "annotations": metadata["annotations"], "spec": pod["spec"] });
+        for hidden in ["tolerations", "dnsPolicy", "schedulerName", "priority", "preemptionPolicy"] {
+            shown["pod"]["spec"].as_object_mut().unwrap().remove(hidden);
+        }
+        let annotations = shown["pod"]["annotations"].as_object_mut().unwrap();
+        annotations.remove("kubectl.kubernetes.io/last-applied-configuration");
+    }
+    insta::with_settings!({
+        snapshot_path => golden().join("injected"),
+        prepend_module_to_snapshot => false,
+        omit_expression => true
+    }, {
+        insta::assert_snapshot!(name.trim_end_matches(".json"), serde_json::to_string_pretty(&shown).unwrap());
+    });
 }
 
 #[test]
@@ -212,8 +223,8 @@ fn what_could_go_round_it_is_refused_in_enforce_and_told_in_observe() {
     ] {
         refused(&pod, &[(names::EGRESS, "enforce")], because);
         match inject(&pod, &labels(&[]), &settings()) {
-            Verdict::Inject { warnings, .. } | Verdict::Skip { warnings, .. } => {
-                assert!(warnings.iter().any(|warning| warning.contains(because)), "{because}: {warnings:?}");
+            Verdict::Inject { notes, .. } | Verdict::Skip { notes, .. } => {
+                assert!(notes.iter().any(|note| note.text.contains(because)), "{because}: {notes:?}");
             }
             refused => panic!("{because}: {refused:?}"),
         }
@@ -246,13 +257,11 @@ fn injected(pod: &Value, namespace: &[(&str, &str)], settings: &Settings) -> Val
 fn pods_opt_out_where_their_namespace_lets_them() {
     let mut out = contained();
     out["metadata"]["labels"] = json!({ "countersign.dev/inject": "disabled" });
-    assert_eq!(
-        inject(&out, &labels(&[]), &settings()),
-        Verdict::Skip { because: "opted_out", warnings: vec![] }
-    );
+    let skipped = Verdict::Skip { because: "opted_out", patch: Patch::default(), notes: vec![] };
+    assert_eq!(inject(&out, &labels(&[]), &settings()), skipped);
     refused(&out, &[(names::EGRESS, "enforce")], "opts out");
     let allowed = labels(&[(names::EGRESS, "enforce"), (names::OPT_OUT, "allowed")]);
-    assert_eq!(inject(&out, &allowed, &settings()), Verdict::Skip { because: "opted_out", warnings: vec![] });
+    assert_eq!(inject(&out, &allowed, &settings()), skipped);
 }
 
 #[test]
@@ -299,10 +308,8 @@ fn restricted_namespaces_get_an_explicit_proxy_without_any_capability() {
 #[test]
 fn a_value_that_the_pod_sets_itself_is_left_and_told() {
     let pod = with_container(|c| c["env"] = json!([{ "name": "SSL_CERT_FILE", "value": "/mine.pem" }]));
-    let Verdict::Inject { warnings, .. } = inject(&pod, &labels(&[]), &settings()) else {
-        panic!("injected")
-    };
-    assert!(warnings.iter().any(|warning| warning.contains("SSL_CERT_FILE")), "{warnings:?}");
+    let Verdict::Inject { notes, .. } = inject(&pod, &labels(&[]), &settings()) else { panic!("injected") };
+    assert!(notes.iter().any(|note| note.text.contains("SSL_CERT_FILE")), "{notes:?}");
     let changed = injected(&pod, &[], &settings());
     assert_eq!(changed["spec"]["containers"][0]["env"][0]["value"], "/mine.pem");
 }
@@ -324,4 +331,122 @@ fn a_debug_container_must_not_see_the_proxy() {
     debugger["targetContainerName"] = json!("countersign-proxy");
     let (response, _) = answered(&injected, &labels(&[]), &settings());
     assert_eq!(response["allowed"], false);
+}
+
+/// A pod as other injectors leave it, after their public documentation; what they do not need here is left out.
+fn injected_by(other: &str, pod: &Value) -> Value {
+    let mut pod = pod.clone();
+    let proxy_of_mesh = |name: &str, uid: u64| {
+        json!({ "name": name, "image": "mesh:1", "args": ["proxy"], "securityContext": {
+            "allowPrivilegeEscalation": false, "privileged": false, "readOnlyRootFilesystem": true,
+            "runAsNonRoot": true, "runAsUser": uid, "runAsGroup": uid, "capabilities": { "drop": ["ALL"] },
+        } })
+    };
+    let redirect_of_mesh = |name: &str, uid: u64| {
+        json!({ "name": name, "image": "mesh:1", "args": ["redirect"], "securityContext": {
+            "allowPrivilegeEscalation": false, "privileged": false, "runAsUser": uid, "runAsNonRoot": uid != 0,
+            "capabilities": { "add": ["NET_ADMIN", "NET_RAW"], "drop": ["ALL"] },
+        } })
+    };
+    let spec = &mut pod["spec"];
+    let mut init = spec["initContainers"].as_array().cloned().unwrap_or_default();
+    match other {
+        // https://istio.io/latest/docs/setup/additional-setup/sidecar-injection/ and, for the probes,
+        // https://istio.io/latest/docs/ops/configuration/mesh/app-health-check/
+        "istio" => {
+            init.push(redirect_of_mesh("istio-init", 0));
+            for container in init.iter_mut().chain(spec["containers"].as_array_mut().unwrap()) {
+                let name = container["name"].as_str().unwrap().to_owned();
+                for (probe, path) in [("readinessProbe", "readyz"), ("livenessProbe", "livez")] {
+                    if let Some(get) = container.get_mut(probe).and_then(|probe| probe.get_mut("httpGet")) {
+                        *get = json!({ "path": format!("/app-health/{name}/{path}"), "port": 15020 });
+                    }
+                }
+            }
+            spec["containers"].as_array_mut().unwrap().push(proxy_of_mesh("istio-proxy", 1337));
+        }
+        // https://linkerd.io/2/reference/architecture/#linkerd-init-container: the proxy's container comes first.
+        "linkerd" => {
+            init.push(redirect_of_mesh("linkerd-init", 65534));
+            spec["containers"].as_array_mut().unwrap().insert(0, proxy_of_mesh("linkerd-proxy", 2102));
+        }
+        // https://developer.hashicorp.com/vault/docs/platform/k8s/injector: secrets are mounted into every container.
+        "vault" => {
+            let agent = |name: &str| {
+                json!({ "name": name, "image": "vault:1", "command": ["/bin/sh", "-ec"], "args": ["vault agent"],
+                    "env": [{ "name": "VAULT_LOG_LEVEL", "value": "info" }],
+                    "securityContext": { "runAsUser": 100, "runAsGroup": 1000, "runAsNonRoot": true,
+                        "readOnlyRootFilesystem": true, "allowPrivilegeEscalation": false,
+                        "capabilities": { "drop": ["ALL"] } } })
+            };
+            init.insert(0, agent("vault-agent-init"));
+            spec["containers"].as_array_mut().unwrap().push(agent("vault-agent"));
+            for container in init.iter_mut().chain(spec["containers"].as_array_mut().unwrap()) {
+                let mounts =
+                    container.as_object_mut().unwrap().entry("volumeMounts").or_insert_with(|| json!([]));
+                mounts
+                    .as_array_mut()
+                    .unwrap()
+                    .push(json!({ "name": "vault-secrets", "mountPath": "/vault/secrets" }));
+            }
+            let volumes = spec.as_object_mut().unwrap().entry("volumes").or_insert_with(|| json!([]));
+            let volume = json!({ "name": "vault-secrets", "emptyDir": { "medium": "Memory" } });
+            volumes.as_array_mut().unwrap().push(volume);
+        }
+        other => panic!("{other}"),
+    }
+    pod["spec"]["initContainers"] = json!(init);
+    pod
+}
+
+#[test]
+fn other_injectors_may_come_before_or_after() {
+    let pod = contained();
+    for other in ["istio", "linkerd", "vault"] {
+        let alone = injected_by(other, &pod);
+        let after = injected(&alone, &[], &settings());
+        // It comes after us: the API server has us look again (`reinvocationPolicy: IfNeeded`).
+        let before = injected(&injected_by(other, &injected(&pod, &[], &settings())), &[], &settings());
+        for (order, pod) in [("after", &after), ("before", &before)] {
+            let init = names_of(&pod["spec"]["initContainers"]);
+            assert_eq!(init[..2], ["countersign-capture", "countersign-proxy"], "{other} {order}");
+            let again = inject(pod, &labels(&[]), &settings());
+            let Verdict::Inject { patch, .. } = again else { panic!("{other} {order}: {again:?}") };
+            assert!(patch.0.is_empty(), "{other} {order}: {patch:?}");
+            for list in ["initContainers", "containers"] {
+                for theirs in alone["spec"][list].as_array().unwrap() {
+                    let here = pod["spec"][list].as_array().unwrap();
+                    let here = here.iter().find(|container| container["name"] == theirs["name"]).unwrap();
+                    for field in ["image", "command", "args", "securityContext"] {
+                        assert_eq!(here.get(field), theirs.get(field), "{other} {order}");
+                    }
+                    let is_mesh =
+                        ["istio-proxy", "linkerd-proxy"].contains(&theirs["name"].as_str().unwrap());
+                    assert!(!is_mesh || here == theirs, "what is not captured is left alone: {here}");
+                }
+            }
+        }
+        // In `enforce` what leads round the proxy is refused, whoever has added it.
+        let enforced = inject(&alone, &labels(&[(names::EGRESS, "enforce")]), &settings());
+        assert_eq!(matches!(enforced, Verdict::Refuse { .. }), other != "vault", "{enforced:?}");
+    }
+}
+
+#[test]
+fn a_uid_that_is_not_captured_leads_round_the_proxy() {
+    let pod = with_container(|c| c["securityContext"]["runAsUser"] = json!(1337));
+    refused(&pod, &[(names::EGRESS, "enforce")], "UID that is not captured");
+    let Verdict::Inject { notes, .. } = inject(&pod, &labels(&[]), &settings()) else { panic!("injected") };
+    assert!(notes[0].text.contains("container app"), "{notes:?}");
+}
+
+#[test]
+fn the_page_has_every_label_and_annotation() {
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/injection.md");
+    let page = std::fs::read_to_string(page).unwrap();
+    let of_namespaces = [names::INJECT, names::EGRESS, names::CAPTURE, names::CAPABILITIES, names::OPT_OUT];
+    let written = [names::INJECTED, names::INJECTED_BY, names::CONTAINMENT, names::NOTES];
+    for name in [&of_namespaces[..], &names::ANNOTATIONS, &written].concat() {
+        assert!(page.contains(&format!("| `{name}` |")), "{name}");
+    }
 }

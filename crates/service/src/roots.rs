@@ -42,12 +42,18 @@ pub fn store(operator: &[CertificateDer<'static>]) -> anyhow::Result<RootCertSto
     Ok(store)
 }
 
-/// A certificate in PEM (RFC 7468 §5.1).
+/// A certificate in PEM.
 #[must_use]
 pub fn to_pem(certificate: &[u8]) -> String {
+    pem("CERTIFICATE", certificate)
+}
+
+/// Something in PEM (RFC 7468), by its label: `CERTIFICATE` (§5.1) or `PRIVATE KEY` (§10).
+#[must_use]
+pub fn pem(label: &str, der: &[u8]) -> String {
     use base64::Engine as _;
-    let encoded = base64::engine::general_purpose::STANDARD.encode(certificate);
+    let encoded = base64::engine::general_purpose::STANDARD.encode(der);
     let lines: Vec<String> =
         encoded.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned()).collect();
-    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines.join("\n"))
+    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }

@@ -4,13 +4,14 @@
 
 use std::collections::BTreeMap;
 
+use json_patch::Patch;
 use k8s_openapi::api::core::v1::Pod;
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, Operation};
 use serde_json::Value;
 
 use super::inject::settings::Settings;
-use super::inject::{Verdict, containment, inject, names};
+use super::inject::{Note, Verdict, containment, inject, names};
 
 /// What was decided, for counters and logs; reasons come from a closed set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +73,11 @@ impl Answer {
     ) -> Self {
         let reasons: Vec<&str> = reasons.iter().map(AsRef::as_ref).collect();
         let message = format!("countersign: {}", reasons.join("; "));
-        Self { response: AdmissionResponse::from(request).deny(message), outcome }
+        let mut response = AdmissionResponse::from(request).deny(message);
+        // Without a code the API server says 400, as if the request could not be read.
+        response.result.code = 403;
+        response.result.reason = "Forbidden".to_owned();
+        Self { response, outcome }
     }
 
     fn allow(request: &AdmissionRequest<DynamicObject>, outcome: Outcome) -> Self {
@@ -80,11 +85,19 @@ impl Answer {
     }
 
     /// The API server cuts a warning at 256 characters and warns about it, so each is a sentence.
-    fn warn(mut self, warnings: Vec<String>) -> Self {
-        if !warnings.is_empty() {
-            let told = warnings.into_iter().map(|warning| format!("countersign: {warning}"));
+    fn warn(mut self, notes: &[Note]) -> Self {
+        if !notes.is_empty() {
+            let told = notes.iter().map(|note| format!("countersign: {}", note.text));
             self.response.warnings = Some(told.collect());
         }
+        self
+    }
+
+    /// Has the API server's own audit log say what was decided, beside who asked.
+    fn audited(mut self) -> Self {
+        let (decision, reason) = (self.outcome.decision(), self.outcome.reason());
+        let said = [decision, reason].iter().filter(|word| !word.is_empty()).copied().collect::<Vec<_>>();
+        self.response.audit_annotations.insert("decision".to_owned(), said.join(" "));
         self
     }
 }
@@ -104,10 +117,11 @@ pub fn answer(
         (Operation::Update, Some("ephemeralcontainers")) => debugged,
         _ => return Answer::allow(request, Outcome::Ignored),
     };
-    match request.object.as_ref().and_then(|pod| serde_json::to_value(pod).ok()) {
+    let answer = match request.object.as_ref().and_then(|pod| serde_json::to_value(pod).ok()) {
         Some(pod) => answer(request, pod, labels, settings),
         None => Answer::refuse(request, Outcome::Refused("unreadable"), &["the review holds no pod"]),
-    }
+    };
+    answer.audited()
 }
 
 fn created(
@@ -117,20 +131,27 @@ fn created(
     settings: &Settings,
 ) -> Answer {
     match inject(&pod, labels, settings) {
-        Verdict::Skip { because, warnings } => {
-            Answer::allow(request, Outcome::Skipped(because)).warn(warnings)
+        Verdict::Skip { because, patch, notes } => {
+            patched(request, Outcome::Skipped(because), patch).warn(&notes)
         }
         Verdict::Refuse { because, reasons } => Answer::refuse(request, Outcome::Refused(because), &reasons),
-        Verdict::Inject { patch, warnings } if patch.0.is_empty() => {
-            Answer::allow(request, Outcome::Unchanged).warn(warnings)
+        Verdict::Inject { patch, notes } if patch.0.is_empty() => {
+            Answer::allow(request, Outcome::Unchanged).warn(&notes)
         }
-        Verdict::Inject { patch, warnings } => match AdmissionResponse::from(request).with_patch(patch) {
-            Ok(response) => Answer { response, outcome: Outcome::Injected }.warn(warnings),
-            Err(error) => {
-                let reason = format!("the patch can't be written: {error}");
-                Answer::refuse(request, Outcome::Refused("unreadable"), &[reason])
-            }
-        },
+        Verdict::Inject { patch, notes } => patched(request, Outcome::Injected, patch).warn(&notes),
+    }
+}
+
+fn patched(request: &AdmissionRequest<DynamicObject>, outcome: Outcome, patch: Patch) -> Answer {
+    if patch.0.is_empty() {
+        return Answer::allow(request, outcome);
+    }
+    match AdmissionResponse::from(request).with_patch(patch) {
+        Ok(response) => Answer { response, outcome },
+        Err(error) => {
+            let reason = format!("the patch can't be written: {error}");
+            Answer::refuse(request, Outcome::Refused("unreadable"), &[reason])
+        }
     }
 }
 
@@ -141,6 +162,11 @@ fn debugged(
     _: &BTreeMap<String, String>,
     settings: &Settings,
 ) -> Answer {
+    // Before 1.22 the API server sends the list of them alone: what they join can't be seen.
+    if request.kind.kind != "Pod" {
+        let text = "debug containers need Kubernetes 1.22 or newer, which shows the pod that they join";
+        return Answer::refuse(request, Outcome::Refused("unsupported"), &[text]);
+    }
     let Ok(pod) = serde_json::from_value::<Pod>(pod) else {
         return Answer::refuse(request, Outcome::Refused("unreadable"), &["the pod can't be read as one"]);
     };

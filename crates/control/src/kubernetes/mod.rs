@@ -3,4 +3,5 @@
 pub mod admission;
 pub mod crds;
 pub mod inject;
+pub mod roots;
 pub mod webhook;

@@ -44,7 +44,7 @@ pub fn examine(pod: &Pod, namespace: &NamespaceSettings, settings: &Settings) ->
     let parts = parts(spec);
     parts.iter().for_each(|part| part.examine_reading(settings, &mut findings));
     if namespace.capture == Capture::Redirect {
-        examine_going_round(&parts, namespace, &mut findings);
+        examine_going_round(&parts, namespace, settings, &mut findings);
     }
     if namespace.capture == Capture::Explicit {
         let text = "with an explicit proxy nothing forces a call through it: use a network policy, or label the \
@@ -122,7 +122,12 @@ fn normalised(path: &str) -> String {
 }
 
 /// One line for each way, with all containers that have it: most pods keep what runtimes give.
-fn examine_going_round(parts: &[Part<'_>], namespace: &NamespaceSettings, findings: &mut Findings) {
+fn examine_going_round(
+    parts: &[Part<'_>],
+    namespace: &NamespaceSettings,
+    settings: &Settings,
+    findings: &mut Findings,
+) {
     let mut tell = |has: &dyn Fn(&Part<'_>) -> bool, what: &str, so_that: &str| {
         let names: Vec<String> = parts.iter().filter(|part| has(part)).map(ToString::to_string).collect();
         if !names.is_empty() {
@@ -134,6 +139,12 @@ fn examine_going_round(parts: &[Part<'_>], namespace: &NamespaceSettings, findin
         &adds,
         "NET_ADMIN is added by",
         "which could remove the redirect: remove it from securityContext.capabilities",
+    );
+    let is_excluded = |part: &Part<'_>| part.run_as_user().is_some_and(|uid| settings.excludes(uid));
+    tell(
+        &is_excluded,
+        "a UID that is not captured is that of",
+        "as a mesh's proxy has it: give anything else another runAsUser",
     );
     // An ephemeral container can't be changed, so nothing is taken from it.
     let is_left = |part: &Part<'_>| !namespace.drop_capabilities || part.kind == EPHEMERAL;

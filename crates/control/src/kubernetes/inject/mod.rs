@@ -9,6 +9,7 @@ pub mod patch;
 pub mod settings;
 pub mod trust;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use json_patch::Patch;
@@ -26,14 +27,16 @@ pub enum Verdict {
         /// RFC 6902; empty if it has it already.
         patch: Patch,
         /// What its author should know.
-        warnings: Vec<String>,
+        notes: Vec<Note>,
     },
     /// It is admitted as it is, without a proxy.
     Skip {
         /// Why: `opted_out` or `host_network`.
         because: &'static str,
+        /// RFC 6902: what shows that it is not contained; empty if it has opted out.
+        patch: Patch,
         /// What its author should know, if anything.
-        warnings: Vec<String>,
+        notes: Vec<Note>,
     },
     /// It is not admitted.
     Refuse {
@@ -43,6 +46,34 @@ pub enum Verdict {
         /// What to change.
         reasons: Vec<String>,
     },
+}
+
+/// Something that a pod's author should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// In a word, as events have it.
+    pub reason: Cow<'static, str>,
+    /// In a sentence, with what to do.
+    pub text: String,
+}
+
+impl Note {
+    fn new(reason: &'static str, text: impl Into<String>) -> Self {
+        Self { reason: reason.into(), text: text.into() }
+    }
+
+    /// The other way round than it is shown.
+    #[must_use]
+    pub fn parse(line: &str) -> Option<Self> {
+        let (reason, text) = line.split_once(": ")?;
+        Some(Self { reason: reason.to_owned().into(), text: text.to_owned() })
+    }
+}
+
+impl std::fmt::Display for Note {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.reason, self.text)
+    }
 }
 
 /// Decides about a pod that is about to be created.
@@ -75,16 +106,23 @@ fn decide(pod: &Value, labels: &BTreeMap<String, String>, settings: &Settings) -
         return Ok(Verdict::Refuse { because, reasons });
     }
     let told = [found.goes_round, found.chosen].concat();
+    let contained = told.is_empty();
+    let notes: Vec<Note> = told
+        .into_iter()
+        .map(|reason| Note::new("NotContained", format!("not contained: {reason}")))
+        .collect();
     // A redirect there would be the node's.
     if is_host_network(&typed) {
-        return Ok(Verdict::Skip { because: "host_network", warnings: told });
+        return Ok(Verdict::Skip {
+            because: "host_network",
+            patch: patch::mark(pod, settings, &notes),
+            notes,
+        });
     }
-    let containment = if told.is_empty() { "contained" } else { "not contained" };
-    let patched = patch::patch(pod, settings, &namespace, &own, containment)
+    let containment = if contained { "contained" } else { "not contained" };
+    let patched = patch::patch(pod, settings, &namespace, &own, containment, notes)
         .map_err(|reason| ("reads_proxy", reason))?;
-    let mut warnings: Vec<String> = told.iter().map(|reason| format!("not contained: {reason}")).collect();
-    warnings.extend(patched.warnings);
-    Ok(Verdict::Inject { patch: patched.patch, warnings })
+    Ok(Verdict::Inject { patch: patched.patch, notes: patched.notes })
 }
 
 type Refusal = (&'static str, String);
@@ -99,7 +137,7 @@ fn opted_out(pod: &Pod, namespace: &NamespaceSettings) -> Result<Option<Verdict>
     match label.map(String::as_str) {
         None | Some("enabled") => Ok(None),
         Some("disabled") if namespace.opt_out => {
-            Ok(Some(Verdict::Skip { because: "opted_out", warnings: Vec::new() }))
+            Ok(Some(Verdict::Skip { because: "opted_out", patch: Patch::default(), notes: Vec::new() }))
         }
         Some("disabled") => {
             let text = format!(

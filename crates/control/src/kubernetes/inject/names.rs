@@ -24,8 +24,12 @@ pub const ANNOTATION_PREFIX: &str = "config.countersign.dev/";
 
 /// Annotation that injection writes: by which version.
 pub const INJECTED_BY: &str = "countersign.dev/injected-by";
-/// Annotation that injection writes: `contained`, or why the pod could go round its proxy.
+/// Annotation that injection writes: `contained`, or `not contained` if the pod could go round its proxy.
 pub const CONTAINMENT: &str = "countersign.dev/containment";
+/// Annotation that injection writes: what the pod's author should know, a line each; events are made of it.
+pub const NOTES: &str = "countersign.dev/notes";
+/// Label that injection sets: `true` on pods that have a proxy, `false` on those that can't have one.
+pub const INJECTED: &str = "countersign.dev/injected";
 
 /// The init container that installs the redirect.
 pub const CAPTURE_CONTAINER: &str = "countersign-capture";

@@ -47,6 +47,7 @@ pub fn compare(there: &Value, ours: &Value) -> Result<(), String> {
     for (field, value) in ours {
         let same = match field.as_str() {
             "volumeMounts" => there.get(field).is_some_and(|mounts| mounts_are_ours(mounts, value)),
+            "readinessProbe" | "livenessProbe" => there.get(field).is_some_and(runs_nothing),
             // Whose capabilities, UID and profile these are is said exactly.
             "securityContext" | "args" | "command" => there.get(field) == Some(value),
             _ => there.get(field).is_some_and(|there| holds(there, value)),
@@ -73,6 +74,11 @@ fn holds(there: &Value, wanted: &Value) -> bool {
         }
         _ => there == wanted,
     }
+}
+
+/// Istio has HTTP probes sent to its own proxy, which passes them on; a command would run beside the proxy's keys.
+fn runs_nothing(probe: &Value) -> bool {
+    probe.is_object() && probe.get("exec").is_none()
 }
 
 fn mounts_are_ours(there: &Value, ours: &Value) -> bool {
@@ -122,13 +128,16 @@ mod tests {
         assert_eq!(with(|c| c["terminationMessagePath"] = json!("/dev/termination-log")), Ok(()));
         assert_eq!(with(|c| c["readinessProbe"]["httpGet"]["scheme"] = json!("HTTP")), Ok(()));
         assert_eq!(with(|c| c["env"] = json!([{ "name": "VAULT_ADDR", "value": "x" }])), Ok(()));
+        let probe = json!({ "httpGet": { "path": "/app-health/countersign-proxy/readyz", "port": 15020 } });
+        assert_eq!(with(|c| c["readinessProbe"] = probe), Ok(()));
         let mount = json!({ "name": "vault", "mountPath": "/vault/secrets" });
         assert_eq!(with(|c| c["volumeMounts"].as_array_mut().unwrap().push(mount)), Ok(()));
     }
 
     #[test]
     fn what_could_run_or_replace_something_is_not_ours() {
-        let cases: [(&str, Box<dyn FnOnce(&mut Value)>); 9] = [
+        let cases: [(&str, Box<dyn FnOnce(&mut Value)>); 10] = [
+            ("readinessProbe", Box::new(|c| c["readinessProbe"] = json!({ "exec": { "command": ["sh"] } }))),
             ("image", Box::new(|c| c["image"] = json!("other:1"))),
             ("args", Box::new(|c| c["args"] = json!(["serve", "--log=trace"]))),
             ("command", Box::new(|c| c["command"] = json!(["/bin/sh"]))),

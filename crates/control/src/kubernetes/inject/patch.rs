@@ -8,14 +8,14 @@ use json_patch::{AddOperation, Patch, PatchOperation, ReplaceOperation};
 use serde_json::{Map, Value, json};
 
 use super::settings::{Capture, NamespaceSettings, PodSettings, Settings};
-use super::{containers, names, own, trust};
+use super::{Note, containers, names, own, trust};
 
 /// What injection does to a pod.
 pub struct Injected {
     /// The change.
     pub patch: Patch,
     /// What the author of the pod should know.
-    pub warnings: Vec<String>,
+    pub notes: Vec<Note>,
 }
 
 /// Makes the patch; it is empty for a pod that is as it should be.
@@ -28,21 +28,32 @@ pub fn patch(
     namespace: &NamespaceSettings,
     own_settings: &PodSettings,
     containment: &str,
+    mut notes: Vec<Note>,
 ) -> Result<Injected, String> {
     let mut changed = pod.clone();
-    let mut warnings = Vec::new();
     upsert(&mut changed["spec"], "volumes", containers::volumes(settings));
+    let of_pod = pod["spec"]["securityContext"]["runAsUser"].as_i64();
     for list in ["initContainers", "containers"] {
         for container in changed["spec"][list].as_array_mut().into_iter().flatten() {
-            if is_ours(container) {
+            // What a mesh's proxy calls is not captured, so it needs to trust nobody else.
+            let uid = container["securityContext"]["runAsUser"].as_i64().or(of_pod);
+            if is_ours(container) || uid.is_some_and(|uid| settings.excludes(uid)) {
                 continue;
             }
-            prepare(container, settings, namespace, &mut warnings);
+            prepare(container, settings, namespace, &mut notes);
         }
     }
     place(&mut changed["spec"], settings, namespace, own_settings)?;
-    annotate(&mut changed, settings, containment);
-    Ok(Injected { patch: difference(pod, &changed), warnings })
+    annotate(&mut changed, settings, true, containment, &notes);
+    Ok(Injected { patch: difference(pod, &changed), notes })
+}
+
+/// Makes the patch that shows of a pod without a proxy that it is not contained.
+#[must_use]
+pub fn mark(pod: &Value, settings: &Settings, notes: &[Note]) -> Patch {
+    let mut changed = pod.clone();
+    annotate(&mut changed, settings, false, "not contained", notes);
+    difference(pod, &changed)
 }
 
 fn is_ours(container: &Value) -> bool {
@@ -50,12 +61,7 @@ fn is_ours(container: &Value) -> bool {
 }
 
 /// The variables and the bundle that a container's runtimes need, and what the namespace wants taken from it.
-fn prepare(
-    container: &mut Value,
-    settings: &Settings,
-    namespace: &NamespaceSettings,
-    warnings: &mut Vec<String>,
-) {
+fn prepare(container: &mut Value, settings: &Settings, namespace: &NamespaceSettings, notes: &mut Vec<Note>) {
     let name = container["name"].as_str().unwrap_or_default().to_owned();
     let mut wanted = trust::variables();
     if namespace.capture == Capture::Explicit {
@@ -66,10 +72,13 @@ fn prepare(
         match env.iter().find(|there| there["name"] == variable.as_str()) {
             None => env.push(json!({ "name": variable, "value": value })),
             Some(there) if there["value"] == value.as_str() => {}
-            Some(_) => warnings.push(format!(
-                "container {name} sets {variable} itself, so it was left: its runtimes must trust {} too",
-                trust::bundle_path()
-            )),
+            Some(_) => {
+                let text = format!(
+                    "container {name} sets {variable} itself, so it was left: its runtimes must trust {} too",
+                    trust::bundle_path()
+                );
+                notes.push(Note::new("TrustVariableSet", text));
+            }
         }
     }
     let mounts = array(container, "volumeMounts");
@@ -149,10 +158,17 @@ fn to_front(list: &mut Vec<Value>, ours: Vec<Value>) -> Result<(), String> {
     Ok(())
 }
 
-fn annotate(pod: &mut Value, settings: &Settings, containment: &str) {
-    let annotations = object(object(object_of(pod), "metadata"), "annotations");
+fn annotate(pod: &mut Value, settings: &Settings, injected: bool, containment: &str, notes: &[Note]) {
+    let metadata = object(object_of(pod), "metadata");
+    object(metadata, "labels").insert(names::INJECTED.to_owned(), json!(injected.to_string()));
+    let annotations = object(metadata, "annotations");
     annotations.insert(names::INJECTED_BY.to_owned(), json!(settings.version));
     annotations.insert(names::CONTAINMENT.to_owned(), json!(containment));
+    let lines: Vec<String> = notes.iter().map(ToString::to_string).collect();
+    match lines.is_empty() {
+        true => drop(annotations.remove(names::NOTES)),
+        false => drop(annotations.insert(names::NOTES.to_owned(), json!(lines.join("\n")))),
+    }
 }
 
 /// Puts each item in place of the one with its name, or at the end.
@@ -188,7 +204,13 @@ fn object_of(value: &mut Value) -> &mut Map<String, Value> {
 /// The places where injection changes pods, each replaced as a whole if anything in it has changed.
 fn difference(before: &Value, after: &Value) -> Patch {
     let mut operations = Vec::new();
-    for (parent, field) in [("metadata", "annotations"), ("spec", "volumes"), ("spec", "initContainers")] {
+    let places = [
+        ("metadata", "labels"),
+        ("metadata", "annotations"),
+        ("spec", "volumes"),
+        ("spec", "initContainers"),
+    ];
+    for (parent, field) in places {
         let path = PointerBuf::from_tokens([parent, field]);
         operations.extend(operation(path, before[parent].get(field), &after[parent][field]));
     }

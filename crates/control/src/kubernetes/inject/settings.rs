@@ -45,6 +45,14 @@ pub struct Settings {
     pub egress: Egress,
 }
 
+impl Settings {
+    /// Whether connections of this UID are not captured.
+    #[must_use]
+    pub fn excludes(&self, uid: i64) -> bool {
+        self.exclude_uids.iter().any(|excluded| i64::from(*excluded) == uid)
+    }
+}
+
 /// How calls get to the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capture {

@@ -18,19 +18,20 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub struct Shown(RwLock<Option<Arc<CertifiedKey>>>);
 
 impl Shown {
-    /// Shows this one from now on.
-    pub fn replace(&self, certificate: CertifiedKey) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(certificate));
-    }
-
-    fn now(&self) -> Option<Arc<CertifiedKey>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Shows this one from now on; says whether it is another one than before.
+    pub fn replace(&self, certificate: CertifiedKey) -> bool {
+        let mut shown = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let other = shown.as_ref().is_none_or(|before| before.cert != certificate.cert);
+        if other {
+            *shown = Some(Arc::new(certificate));
+        }
+        other
     }
 }
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.now()
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -75,9 +76,7 @@ impl Files {
             tokio::time::sleep(LOOK_EVERY).await;
             let error = match self.read() {
                 Ok(certificate) => {
-                    let before = shown.now();
-                    if before.is_none_or(|before| before.cert != certificate.cert) {
-                        shown.replace(certificate);
+                    if shown.replace(certificate) {
                         tracing::info!("the certificate of the files has changed");
                     }
                     String::new()

@@ -5,8 +5,11 @@
 pub mod certificate;
 pub mod door;
 pub mod injection;
+pub mod issued;
 pub mod metrics;
 pub mod namespaces;
+pub mod notes;
+pub mod own_ca;
 pub mod review;
 pub mod server_version;
 pub mod settings;
@@ -25,12 +28,13 @@ use tokio::sync::watch;
 
 use certificate::{Files, Shown};
 use injection::Injection;
+use issued::Issued;
 use metrics::Metrics;
 use namespaces::Namespaces;
 use server_version::knows_native_sidecars;
 use settings::Settings;
 
-use super::inject;
+use super::{inject, roots};
 
 /// After the signal to stop, connections are still taken for this long: the API server hears later than we do that a
 /// replica is leaving.
@@ -67,15 +71,21 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         .context("the API server is not known: run in a cluster, or set KUBECONFIG")?;
 
     let shown = Arc::new(Shown::default());
-    keep_certificate(settings, &shown)?;
+    let namespace = settings.namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();
+    let waiting = readiness.block("certificate");
+    keep_certificate(settings, &namespace, client.clone(), &shown).await?;
+    drop(waiting);
     let clients = settings.client_ca.as_deref().map(service::roots::from_file).transpose();
     let tls = door::tls(shown, clients.context("--client-ca")?.as_deref())?;
 
     let namespaces = Namespaces::watch(client.clone());
-    let waiting = readiness.block("the cluster's namespaces and version");
-    let injection = settings_of_injection(settings.clone(), client).await;
+    let waiting = readiness.block("namespaces");
     namespaces.known().await?;
     drop(waiting);
+    let waiting = readiness.block("the control plane's root key");
+    let injection = settings_of_injection(settings.clone(), &namespace, client.clone()).await?;
+    drop(waiting);
+    tokio::spawn(notes::keep_telling(client));
 
     let listener = TcpListener::bind(settings.listen)
         .await
@@ -105,40 +115,65 @@ fn routes(injection: Injection) -> Router {
     Router::new().route("/inject", review::route(move |request| injection.clone().answer(request)))
 }
 
-fn keep_certificate(settings: &Settings, shown: &Arc<Shown>) -> anyhow::Result<()> {
-    let (Some(certificate), Some(key)) = (&settings.tls_cert, &settings.tls_key) else {
-        anyhow::bail!("--tls-cert and --tls-key are needed");
-    };
-    let files = Files { certificate: certificate.clone(), key: key.clone() };
-    shown.replace(files.read()?);
-    tokio::spawn(files.keep_current(shown.clone()));
+/// Has a certificate shown, and from then on always the newest one.
+async fn keep_certificate(
+    settings: &Settings,
+    namespace: &str,
+    client: Client,
+    shown: &Arc<Shown>,
+) -> anyhow::Result<()> {
+    if let (Some(certificate), Some(key)) = (&settings.tls_cert, &settings.tls_key) {
+        let files = Files { certificate: certificate.clone(), key: key.clone() };
+        shown.replace(files.read()?);
+        tokio::spawn(files.keep_current(shown.clone()));
+        return Ok(());
+    }
+    let mut names = vec![format!("{}.{namespace}.svc", settings.service)];
+    names.extend(settings.server_name.iter().cloned());
+    let issued = Issued::new(client, namespace, &settings.secret, &settings.webhook_configuration, names);
+    while let Err(error) = issued.look(shown).await {
+        tracing::error!("there is no certificate yet: {error:#}");
+        tokio::time::sleep(AGAIN).await;
+    }
+    tokio::spawn(issued.keep_current(shown.clone()));
     Ok(())
 }
 
-/// What injection puts into pods, by what this cluster is able to do, now and after it was upgraded.
+/// What injection puts into pods, by what this cluster is able to do and by which key its control plane is known, now and
+/// after either has changed.
 async fn settings_of_injection(
     settings: Settings,
+    namespace: &str,
     client: Client,
-) -> watch::Receiver<Arc<inject::settings::Settings>> {
-    let knows = loop {
+) -> anyhow::Result<watch::Receiver<Arc<inject::settings::Settings>>> {
+    let mut fingerprint = match (&settings.control_fingerprint, &settings.control_ca_config_map) {
+        (None, Some(name)) => roots::fingerprint(client.clone(), namespace, name).await?,
+        (fixed, _) => watch::channel(fixed.clone().unwrap_or_default()).1,
+    };
+    let mut knows = loop {
         match client.apiserver_version().await {
             Ok(version) => break knows_native_sidecars(&version),
             Err(error) => tracing::warn!(%error, "the API server does not say its version"),
         }
         tokio::time::sleep(AGAIN).await;
     };
-    let (sender, receiver) = watch::channel(Arc::new(settings.injection(knows)));
-    tracing::info!(native_sidecars = sender.borrow().native_sidecars, "the proxy's container");
+    let first = settings.injection(knows, &fingerprint.borrow());
+    tracing::info!(native_sidecars = first.native_sidecars, "the proxy's container");
+    let (sender, receiver) = watch::channel(Arc::new(first));
     tokio::spawn(async move {
+        let mut asking = tokio::time::interval(ASK_VERSION_EVERY);
+        asking.tick().await;
         loop {
-            tokio::time::sleep(ASK_VERSION_EVERY).await;
-            match client.apiserver_version().await {
-                Ok(version) => {
-                    sender.send_replace(Arc::new(settings.injection(knows_native_sidecars(&version))));
-                }
-                Err(error) => tracing::warn!(%error, "the API server does not say its version"),
+            tokio::select! {
+                _ = asking.tick() => match client.apiserver_version().await {
+                    Ok(version) => knows = knows_native_sidecars(&version),
+                    Err(error) => tracing::warn!(%error, "the API server does not say its version"),
+                },
+                Ok(()) = fingerprint.changed() => {}
             }
+            let now = settings.injection(knows, &fingerprint.borrow());
+            sender.send_replace(Arc::new(now));
         }
     });
-    receiver
+    Ok(receiver)
 }

@@ -25,7 +25,43 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_WEBHOOK_HEALTH", value_name = "ADDR", default_value = "127.0.0.1:8442")]
     pub health: SocketAddr,
 
-    /// Certificate chain (PEM), for instance of cert-manager; read again when it changes.
+    /// Secret of the webhook's own CA and certificate, in its own namespace; made by the replica that comes first.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_WEBHOOK_SECRET",
+        value_name = "NAME",
+        default_value = "countersign-webhook-tls"
+    )]
+    pub secret: String,
+
+    /// Namespace of the webhook; the one that it runs in unless given.
+    #[arg(long, env = "COUNTERSIGN_WEBHOOK_NAMESPACE", value_name = "NAME")]
+    pub namespace: Option<String>,
+
+    /// Service by which the API server reaches the webhook: its own certificate is for SERVICE.NAMESPACE.svc.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_WEBHOOK_SERVICE",
+        value_name = "NAME",
+        default_value = "countersign-webhook"
+    )]
+    pub service: String,
+
+    /// More names and addresses that its own certificate is for, where the API server calls a URL instead.
+    #[arg(long, env = "COUNTERSIGN_WEBHOOK_SERVER_NAME", value_name = "NAME", value_delimiter = ',')]
+    pub server_name: Vec<String>,
+
+    /// Name of the MutatingWebhookConfiguration and of the ValidatingWebhookConfiguration whose caBundle is kept current.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_WEBHOOK_CONFIGURATION",
+        value_name = "NAME",
+        default_value = "countersign-webhook"
+    )]
+    pub webhook_configuration: String,
+
+    /// Certificate chain (PEM) by which to serve instead, for instance of cert-manager; read again when it changes. Then
+    /// neither Secret nor caBundle is touched.
     #[arg(long, env = "COUNTERSIGN_WEBHOOK_TLS_CERT", value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
 
@@ -50,9 +86,21 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_WEBHOOK_CONTROL", value_name = "URL")]
     pub control: String,
 
-    /// Fingerprint of the control plane's root key.
-    #[arg(long, env = "COUNTERSIGN_WEBHOOK_CONTROL_FINGERPRINT", value_name = "sha256:HEX", value_parser = fingerprint)]
-    pub control_fingerprint: String,
+    /// Fingerprint of the control plane's root key, by which pods know it.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_WEBHOOK_CONTROL_FINGERPRINT",
+        value_name = "sha256:HEX",
+        value_parser = fingerprint,
+        required_unless_present = "control_ca_config_map",
+        conflicts_with = "control_ca_config_map"
+    )]
+    pub control_fingerprint: Option<String>,
+
+    /// ConfigMap in the webhook's namespace that the control plane writes its roots into (`serve --ca-config-map`);
+    /// the fingerprint is that of the one that signs, now and after a rotation.
+    #[arg(long, env = "COUNTERSIGN_WEBHOOK_CONTROL_CA_CONFIG_MAP", value_name = "NAME")]
+    pub control_ca_config_map: Option<String>,
 
     /// Audience of the token that proves a pod.
     #[arg(
@@ -159,15 +207,20 @@ pub enum NativeSidecars {
 }
 
 impl Settings {
-    /// What injection puts into pods, on a cluster that knows native sidecars or does not.
+    /// What injection puts into pods, on a cluster that knows native sidecars or does not, with a control plane that has
+    /// this fingerprint.
     #[must_use]
-    pub fn injection(&self, cluster_knows_native_sidecars: bool) -> inject::settings::Settings {
+    pub fn injection(
+        &self,
+        cluster_knows_native_sidecars: bool,
+        control_fingerprint: &str,
+    ) -> inject::settings::Settings {
         inject::settings::Settings {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             image: self.proxy_image.clone(),
             pull_policy: format!("{:?}", self.proxy_pull_policy),
             control: self.control.clone(),
-            control_fingerprint: self.control_fingerprint.clone(),
+            control_fingerprint: control_fingerprint.to_owned(),
             audience: self.audience.clone(),
             uid: i64::from(self.proxy_uid),
             exclude_uids: self.exclude_uid.clone(),
