@@ -18,6 +18,7 @@ mod kill;
 mod limits;
 mod names;
 mod passage;
+mod pod;
 mod protocols;
 mod redaction;
 mod redirect;

@@ -14,6 +14,7 @@ pub mod edge;
 pub mod footprint;
 pub mod http;
 pub mod names;
+pub mod pod;
 pub mod raw;
 pub mod sandbox;
 pub mod search;

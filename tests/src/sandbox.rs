@@ -409,6 +409,14 @@ impl Inside {
         Self { command }
     }
 
+    /// A command in all namespaces and at the root of a process (its PID as seen from outside), as a container runtime
+    /// runs a probe.
+    #[must_use]
+    pub fn beside(pid: u32) -> Self {
+        let nsenter = Self::here("nsenter").args(["--mount", "--pid", "--net", "--root", "--wd", "--target"]);
+        nsenter.arg(pid.to_string()).arg("--")
+    }
+
     /// One more argument.
     #[must_use]
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {

@@ -323,7 +323,7 @@ impl Workload {
             .args(["--url", &format!("https://{PAYMENTS}{path}"), "--name", name])
             .args(args)
             .start_with_lifeline(name, &log)?;
-        Ok(Steady { process })
+        Ok(Steady::of(process))
     }
 }
 
@@ -361,6 +361,10 @@ pub struct Made {
 }
 
 impl Steady {
+    pub(crate) fn of(process: Process) -> Self {
+        Self { process }
+    }
+
     /// The calls that it has made.
     #[must_use]
     pub fn calls(&self) -> Vec<Made> {
