@@ -8,6 +8,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 mod server;
+mod webhook;
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
@@ -28,7 +29,7 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn all() -> Vec<Test> {
-    [server::TESTS].concat()
+    [server::TESTS, webhook::TESTS].concat()
 }
 
 #[expect(clippy::print_stderr, reason = "what a test target says")]

@@ -292,6 +292,26 @@ impl Cluster {
         command.start_with_lifeline(program, &self.path(&format!("{program}.log")))
     }
 
+    /// Starts one of our programs where the cluster is; it ends with the test, however that ends.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn start_ours(
+        &self,
+        program: &str,
+        args: &[String],
+        environment: &[(&str, String)],
+        log: &str,
+    ) -> anyhow::Result<Process> {
+        let path = match self.site {
+            Site::Here { .. } => crate::sandbox::programs()?.join(program),
+            Site::Inside(_) => Path::new(crate::sandbox::PROGRAMS).join(program),
+        };
+        let command = self.site.command("sh").args(["-c", UNTIL_WE_END, "sh"]).arg(path).args(args);
+        let command = environment.iter().fold(command, |command, (name, value)| command.env(name, value));
+        command.start_with_lifeline(log, &self.path(&format!("{log}.log")))
+    }
+
     /// Starts the API server, after [`Cluster::stop_api`].
     ///
     /// # Errors
