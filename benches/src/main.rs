@@ -7,8 +7,10 @@ mod latency;
 mod load;
 mod measure;
 mod memory;
+mod pod_start;
 mod rivals;
 mod stage;
+mod webhook;
 
 use clap::{Parser, ValueEnum};
 
@@ -43,12 +45,26 @@ enum Part {
     Cpu,
     /// Memory, idle and with idle connections.
     Memory,
+    /// A pod's admission by the webhook.
+    Webhook,
+    /// The start of a pod as injected.
+    PodStart,
 }
 
 fn main() -> anyhow::Result<()> {
     let settings = Settings::parse();
     let wanted = |part| settings.parts.is_empty() || settings.parts.contains(&part);
     measure::take_precedence()?;
+    if wanted(Part::Webhook) {
+        webhook::rows()?;
+    }
+    if wanted(Part::PodStart) {
+        pod_start::rows()?;
+    }
+    let of_stage = [Part::Memory, Part::Cpu, Part::Latency];
+    if settings.hold.is_none() && !of_stage.into_iter().any(wanted) {
+        return Ok(());
+    }
     let mut stage = Stage::new()?;
     if let Some(seconds) = settings.hold {
         return rivals::hold(&mut stage, settings.http2, seconds);
