@@ -12,15 +12,20 @@ fn injected_arguments_are_those_of_the_program() {
     for entry in std::fs::read_dir(root.join("golden/kubernetes/injected")).unwrap() {
         let text = std::fs::read_to_string(entry.unwrap().path()).unwrap();
         let snapshot: Value = serde_json::from_str(text.splitn(3, "---\n").nth(2).unwrap()).unwrap();
-        for container in snapshot["pod"]["spec"]["initContainers"].as_array().into_iter().flatten() {
+        let spec = &snapshot["pod"]["spec"];
+        let lists = [&spec["initContainers"], &spec["containers"]];
+        for container in lists.iter().filter_map(|list| list.as_array()).flatten() {
             if container["name"].as_str().unwrap().starts_with("countersign-") {
                 commands.insert(words(&container["args"]));
-                let probe = &container["startupProbe"]["exec"]["command"];
-                commands.extend(probe.is_array().then(|| words(probe)[1..].to_vec()));
+                let hooks = &container["lifecycle"];
+                for run in [&container["startupProbe"], &hooks["postStart"], &hooks["preStop"]] {
+                    let command = &run["exec"]["command"];
+                    commands.extend(command.is_array().then(|| words(command)[1..].to_vec()));
+                }
             }
         }
     }
-    assert!(commands.len() >= 3, "capture, serve, and the probe: {commands:?}");
+    assert!(commands.len() >= 5, "capture, serve in three ways, and hooks: {commands:?}");
     for mut command in commands {
         // Help is printed only once everything before it has been understood.
         command.push("--help".to_owned());

@@ -15,6 +15,8 @@ const PROXY: &str = "countersign-proxy";
 /// Pods of a cluster with native sidecars, and of one before 1.29.
 const NATIVE: &str = "injected/002-CREATE-pods-bare-bare.snap";
 const PLAIN: &str = "injected/without-native-sidecars.snap";
+/// A pod that may not have NET_ADMIN.
+const EXPLICIT: &str = "injected/explicit-proxy.snap";
 const CHARGES: &str = "https://payments.demo.test/v1/charges/{id}";
 /// For what takes as long as a call or a start.
 const SOON: Duration = Duration::from_secs(20);
@@ -38,9 +40,13 @@ fn call(pod: &Pod<'_>) -> Answer {
 /// Starts the proxy's container and waits as the kubelet does, by its start-up probe.
 fn start_proxy(pod: &Pod<'_>) -> Process {
     let proxy = pod.start(PROXY).unwrap();
-    let probe = pod.exec(PROXY, &proxy, &["startupProbe"]).unwrap();
-    assert!(probe.success(), "{probe:?}\n{}", proxy.tail());
+    wait_until_started(pod, &proxy);
     proxy
+}
+
+/// Repeats the start-up probe, which waits for a while each time, as the kubelet does.
+fn wait_until_started(pod: &Pod<'_>, proxy: &Process) {
+    eventually(SOON, || pod.exec(PROXY, proxy, &["startupProbe"]).unwrap().success());
 }
 
 #[test]
@@ -71,8 +77,7 @@ fn nothing_leaves_a_pod_before_its_proxy_is_ready_and_its_event_says_for_what_it
     assert_eq!(world.seen().unwrap().count, 0);
 
     world.control().restart().unwrap();
-    let probe = pod.exec(PROXY, &proxy, &["startupProbe"]).unwrap();
-    assert!(probe.success(), "{probe:?}");
+    wait_until_started(&pod, &proxy);
     assert!(pod.readiness(PROXY).unwrap().0);
     assert_eq!(call(&pod).status, 200);
 
@@ -175,6 +180,17 @@ fn before_native_sidecars_the_proxy_serves_until_the_application_has_gone() {
     assert_eq!(tally(&calls).len(), 1, "every call was answered: {:?}", tally(&calls));
     assert_eq!(proxy.terminate(Duration::from_secs(40)).unwrap(), 0);
     everything_is_in_audit(&world);
+}
+
+#[test]
+fn where_no_container_may_have_net_admin_the_application_is_told_of_its_proxy() {
+    let Some((world, billing, fingerprint)) = cluster() else { return };
+    let pod = Pod::new(&billing, golden(EXPLICIT, &fingerprint).unwrap()).unwrap();
+    assert!(pod.run(CAPTURE).is_err(), "there is nothing to install");
+    let mut proxy = start_proxy(&pod);
+    assert_eq!(call(&pod).status, 200);
+    assert!(world.seen().unwrap().requests.iter().all(|request| request.caller.is_some()));
+    assert_eq!(proxy.terminate(SOON).unwrap(), 0);
 }
 
 #[test]

@@ -80,18 +80,20 @@ fn requests_of_a_real_api_server() {
     names.sort();
     assert_eq!(names.len(), 16);
     for name in names {
-        snapshot(&name, &review("admissionreview", &name), &settings());
+        snapshot(&name, &review("admissionreview", &name), &[], &settings());
     }
+    let bare = review("admissionreview", "002-CREATE-pods-bare-bare.json");
+    snapshot("explicit-proxy", &bare, &[(names::CAPTURE, "explicit")], &settings());
     // A cluster before 1.29 has no native sidecars.
     let settings = Settings { native_sidecars: false, ..settings() };
     let replica = review("admissionreview", "005-CREATE-pods-ReplicaSet-web-5484f64bf5.json");
-    snapshot("without-native-sidecars", &replica, &settings);
+    snapshot("without-native-sidecars", &replica, &[], &settings);
 }
 
 /// What is answered, and the pod that comes out, without what the API server fills in and injection does not touch.
 #[track_caller]
-fn snapshot(name: &str, review: &Value, settings: &Settings) {
-    let (response, pod) = answered(review, &labels(&[]), settings);
+fn snapshot(name: &str, review: &Value, namespace: &[(&str, &str)], settings: &Settings) {
+    let (response, pod) = answered(review, &labels(namespace), settings);
     let mut shown = json!({ "response": response });
     if !response["patch"].is_null() {
         let metadata = &pod["metadata"];

@@ -26,6 +26,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, Server
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Notify;
 use tower::ServiceExt as _;
 
 const CANARY: &str = "canary-7f3a";
@@ -254,7 +255,17 @@ async fn call(
     Ok((shown, String::from_utf8(answer)?))
 }
 
+/// A door that admits everything.
 async fn serve(
+    shown: Arc<Shown>,
+    clients: Option<&[CertificateDer<'static>]>,
+) -> (SocketAddr, service::drain::Drain) {
+    serve_router(admits(), shown, clients).await
+}
+
+/// A door with this router.
+async fn serve_router(
+    router: Router,
     shown: Arc<Shown>,
     clients: Option<&[CertificateDer<'static>]>,
 ) -> (SocketAddr, service::drain::Drain) {
@@ -262,7 +273,7 @@ async fn serve(
     let address = listener.local_addr().unwrap();
     let (drain, watch) = service::drain::new();
     let tls = door::tls(shown, clients).unwrap();
-    tokio::spawn(door::serve(listener, tls, admits(), watch));
+    tokio::spawn(door::serve(listener, tls, router, watch));
     (address, drain)
 }
 
@@ -306,4 +317,30 @@ async fn with_a_client_ca_only_an_api_server_that_it_vouches_for_is_answered() {
     assert!(call(address, &authority, Some(others.leaf("kube-apiserver"))).await.is_err());
     let (_, answer) = call(address, &authority, Some(clients.leaf("kube-apiserver"))).await.unwrap();
     assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[tokio::test]
+async fn what_is_open_when_it_is_told_to_end_is_answered() {
+    let authority = Authority::new();
+    let (leaf, key) = authority.leaf("hook.countersign.svc");
+    let shown = Arc::new(Shown::default());
+    shown.replace(certified(vec![leaf], private(&key)).unwrap());
+    let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, wait) = (asked.clone(), answer.clone());
+    let slow = review::route(move |request| {
+        let (told, wait) = (told.clone(), wait.clone());
+        async move {
+            told.notify_one();
+            wait.notified().await;
+            AdmissionResponse::from(&request)
+        }
+    });
+    let (address, drain) = serve_router(Router::new().route("/inject", slow), shown, None).await;
+    let open = tokio::spawn(async move { call(address, &authority, None).await });
+    asked.notified().await;
+    drain.start();
+    drain.finish();
+    answer.notify_one();
+    let (_, said) = open.await.unwrap().unwrap();
+    assert!(said.starts_with("HTTP/1.1 200"), "{said}");
 }

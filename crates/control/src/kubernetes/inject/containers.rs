@@ -69,17 +69,22 @@ pub fn proxy(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSettin
         "volumeMounts": proxy_mounts(settings),
     });
     // It waits inside for readiness, so that nothing is lost to the period of a probe.
-    let wait = json!({ "command": ["/countersign-proxy", "ready", "--wait=60", format!("--health=127.0.0.1:{}", settings.health_port)] });
+    let health = format!("--health=127.0.0.1:{}", settings.health_port);
+    let wait = |seconds: u32| {
+        let seconds = format!("--wait={seconds}");
+        json!({ "command": ["/countersign-proxy", "ready", seconds, health] })
+    };
     if settings.native_sidecars {
         container["restartPolicy"] = json!("Always");
+        // What it has waited for in vain for ten seconds is an event; after half an hour it is started anew.
         container["startupProbe"] =
-            json!({ "exec": wait, "timeoutSeconds": 65, "periodSeconds": 1, "failureThreshold": 30 });
+            json!({ "exec": wait(10), "timeoutSeconds": 15, "periodSeconds": 1, "failureThreshold": 180 });
     } else {
         // The kubelet starts the next container only when this one's hook has returned. Before its end it waits until
         // the application has gone: a plain container is stopped at the same moment.
         container["lifecycle"] = json!({
-            "postStart": { "exec": wait },
-            "preStop": { "exec": { "command": ["/countersign-proxy", "quiet", format!("--health=127.0.0.1:{}", settings.health_port)] } },
+            "postStart": { "exec": wait(60) },
+            "preStop": { "exec": { "command": ["/countersign-proxy", "quiet", health] } },
         });
     }
     container
@@ -96,6 +101,7 @@ fn proxy_args(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSetti
         format!("--spool={}/spool", names::SPOOL_PATH),
         format!("--bundle={}", trust::bundle_path()),
         format!("--health=[::]:{}", settings.health_port),
+        format!("--trust-port={}", settings.health_port + 1),
         "--log-format=json".to_owned(),
     ];
     match namespace.capture {

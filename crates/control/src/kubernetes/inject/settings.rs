@@ -31,7 +31,7 @@ pub struct Settings {
     pub redirect_port: u16,
     /// Port of the explicit proxy.
     pub explicit_port: u16,
-    /// Port of health and metrics.
+    /// Port of health and metrics; at the next one runtimes are asked whether they trust the proxy.
     pub health_port: u16,
     /// ConfigMap with the operator's own roots under the key `ca.crt`, in the pod's namespace; it may be missing.
     pub roots_config_map: Option<String>,

@@ -136,9 +136,9 @@ pub struct Settings {
         value_parser = clap::value_parser!(u16).range(1..))]
     pub explicit_port: u16,
 
-    /// Port of the proxy's health and metrics.
+    /// Port of the proxy's health and metrics; the next one is the proxy's too (`countersign doctor`).
     #[arg(long, env = "COUNTERSIGN_WEBHOOK_PROXY_HEALTH_PORT", value_name = "PORT", default_value_t = 14020,
-        value_parser = clap::value_parser!(u16).range(1..))]
+        value_parser = clap::value_parser!(u16).range(1..65_535))]
     pub proxy_health_port: u16,
 
     /// ConfigMap with the operator's own roots under the key `ca.crt`, in each pod's namespace; it may be missing.
