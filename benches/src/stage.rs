@@ -81,7 +81,7 @@ impl Stage {
         let deadline = Instant::now() + DELIVERY;
         // The gauge is set ten times a second.
         std::thread::sleep(Duration::from_millis(150));
-        while self.ours.proxy().metric("countersign_audit_pending", "")? > 0.0 {
+        while self.ours.proxy().metric("countersign_spool_events", "")? > 0.0 {
             anyhow::ensure!(Instant::now() < deadline, "the proxy's events were not delivered");
             std::thread::sleep(Duration::from_millis(50));
         }

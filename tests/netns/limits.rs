@@ -47,7 +47,7 @@ fn whoever_stalls_is_told_in_time_and_others_go_on() {
     // One that has had a request is ended without a word, so that nothing is lost: the client opens another.
     let mut resting = billing.steady("resting", "/v1/charges/{id}", &["--pause-ms", "5000"]).unwrap();
     resting.wait_for(200, 2, Duration::from_secs(15)).unwrap();
-    let metric = |billing: &mut Workload| billing.proxy().metric("countersign_connections", "").unwrap();
+    let metric = |billing: &mut Workload| billing.proxy().metric("countersign_connections_open", "").unwrap();
     // Of all those connections the two steady clients' are left.
     let mut left = metric(&mut billing);
     let deadline = Instant::now() + SOON * 2;

@@ -219,7 +219,7 @@ fn nobody_gets_at_the_ca_s_key() {
     // What the proxy says and writes for others.
     let told = "curl -s http://127.0.0.1:15020/metrics; curl -sk https://localhost:15021/";
     let told = billing.bare_application("sh").args(["-c", told]).output(SOON).unwrap();
-    assert!(told.text().contains("countersign_connections") && told.text().contains("trusts the proxy"));
+    assert!(told.text().contains("countersign_connections_open") && told.text().contains("trusts the proxy"));
     let mut public = told.stdout;
     let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
     let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();

@@ -74,8 +74,9 @@ fn each_variable_makes_its_runtimes_trust_the_proxy_and_without_it_none_does() {
     for runtime in ALWAYS {
         assert!(installed.contains(runtime), "{runtime} is not installed: tests/clients/setup");
     }
-    let calls =
-        |billing: &mut Workload| billing.proxy().metric("countersign_call_seconds_count", "").unwrap();
+    let calls = |billing: &mut Workload| {
+        billing.proxy().metric("countersign_request_duration_seconds_count", "").unwrap()
+    };
     assert!(calls(&mut billing) < 0.5, "whoever does not trust the proxy asks it nothing");
     for variable in &VARIABLES {
         let mine: BTreeSet<String> = variable.read_by.iter().map(|name| (*name).to_owned()).collect();

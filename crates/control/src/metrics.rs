@@ -22,12 +22,9 @@ impl Metrics {
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let counter = |name: &str, help: &str| IntCounterVec::new(Opts::new(name, help), &["code"]);
         let metrics = Self {
-            attestations: counter(
-                "countersign_control_attestations_total",
-                "Attestations; code `ok` if accepted.",
-            )?,
-            grants: counter("countersign_control_grants_total", "Credentials asked for; code `ok` if made.")?,
-            proxies: IntGauge::new("countersign_control_proxies", "Proxies whose watch is up.")?,
+            attestations: counter("countersign_attestations_total", "Attestations; code `ok` if accepted.")?,
+            grants: counter("countersign_grants_total", "Credentials asked for; code `ok` if made.")?,
+            proxies: IntGauge::new("countersign_proxies", "Proxies whose watch is up.")?,
             bypasses: IntGauge::new("countersign_bypass_active", "Bypasses in force.")?,
         };
         registry.register(Box::new(metrics.attestations.clone()))?;

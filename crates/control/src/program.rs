@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use model::Namespace;
 use policy::compile::EgressDefaults;
-use prometheus::Registry;
 use service::health::{self, Readiness};
 use service::telemetry;
 use tokio::net::TcpListener;
@@ -86,7 +85,7 @@ fn stream_name(path: &Path) -> anyhow::Result<String> {
 async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<()> {
     let readiness = Readiness::default();
     let starting = readiness.block("start");
-    let registry = Registry::new();
+    let registry = health::registry()?;
     let metrics = Metrics::new(&registry)?;
     let health = tokio::spawn(health::serve(settings.health, readiness.clone(), registry));
     let store: Arc<dyn Store> = open_store(&settings.state, settings.sealing_key.as_ref()).await?;

@@ -939,7 +939,7 @@ struct Asker {
 /// Records a call that is not made, and says why.
 fn refuse(connection: &Connection, id: DecisionId, asker: Asker, refused: Refused) -> Response<Body> {
     let Refused { failure, facts, method, destination, decision, authority, recorded } = refused;
-    connection.worker.shared.metrics.failed(&failure);
+    connection.worker.shared.metrics.refused(&failure);
     tracing::info!(stage = failure.code.stage().as_str(), code = %failure.code, decision = %id, cause = ?failure.cause, "{failure}");
     let nearest: Vec<NearMiss> = decision.as_ref().map(|d| d.nearest.clone()).unwrap_or_default();
     if !recorded {

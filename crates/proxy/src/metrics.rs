@@ -1,6 +1,6 @@
 //! What the data path counts. Labels come from closed sets: codes, stages, outcomes; never a name that somebody else chose.
 
-use model::{Code, Failure};
+use model::{Code, Failure, Stage};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::tls::distrust::Signal;
@@ -32,13 +32,19 @@ impl Metrics {
     /// If one is registered already.
     pub fn new(registry: &Registry) -> Result<Self, prometheus::Error> {
         let calls = IntCounterVec::new(
-            Opts::new("countersign_calls_total", "Calls that were answered, by how they ended."),
+            Opts::new(
+                "countersign_requests_total",
+                "Requests, by how they ended: completed, cut, denied by policy, or failed.",
+            ),
             &["result"],
         )?;
         let metrics = Self {
             completed: calls.with_label_values(&["completed"]),
             calls,
-            connections: IntGauge::new("countersign_connections", "Open connections of the application.")?,
+            connections: IntGauge::new(
+                "countersign_connections_open",
+                "Open connections of the application.",
+            )?,
             connections_refused: IntCounter::new(
                 "countersign_connections_refused_total",
                 "Connections closed because the proxy was at its limit.",
@@ -51,16 +57,13 @@ impl Metrics {
                 Opts::new("countersign_failures_total", "Refusals and failures, by stage and code."),
                 &["stage", "code"],
             )?,
-            passed: IntCounter::new(
-                "countersign_connections_passed_total",
-                "Connections that passed untouched.",
-            )?,
+            passed: IntCounter::new("countersign_passthrough_total", "Connections that passed untouched.")?,
             unrecorded: IntCounter::new(
-                "countersign_audit_unrecorded_total",
+                "countersign_events_unrecorded_total",
                 "Calls without a credential that went on although the audit spool was full.",
             )?,
             standing: IntCounter::new(
-                "countersign_standing_credentials_total",
+                "countersign_standing_credential_seen_total",
                 "Values of the application's own in headers that the proxy owns.",
             )?,
             untrusted: IntCounterVec::new(
@@ -76,7 +79,7 @@ impl Metrics {
             )?,
             duration: Histogram::with_opts(
                 HistogramOpts::new(
-                    "countersign_call_seconds",
+                    "countersign_request_duration_seconds",
                     "From a request's arrival to its answer's head.",
                 )
                 .buckets(prometheus::exponential_buckets(0.000_25, 2.0, 16)?),
@@ -94,6 +97,9 @@ impl Metrics {
         registry.register(Box::new(metrics.trailers_dropped.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
         // There from the start: a rate over a counter that appears with its first event misses that event.
+        ["cut", "denied", "failed"]
+            .iter()
+            .for_each(|result| drop(metrics.calls.with_label_values(&[result])));
         Signal::ALL.iter().for_each(|signal| drop(metrics.untrusted.with_label_values(&[signal.as_str()])));
         Ok(metrics)
     }
@@ -109,7 +115,14 @@ impl Metrics {
         self.count(code);
     }
 
-    /// A refusal or a failure.
+    /// A request was answered by us: policy denied it, or it failed on its way.
+    pub fn refused(&self, failure: &Failure) {
+        let result = if failure.code.stage() == Stage::Policy { "denied" } else { "failed" };
+        self.calls.with_label_values(&[result]).inc();
+        self.count(failure.code);
+    }
+
+    /// A connection was refused, or failed.
     pub fn failed(&self, failure: &Failure) {
         self.count(failure.code);
     }
@@ -157,5 +170,34 @@ impl Metrics {
     #[must_use]
     pub fn untrusted_seen(&self, signal: Signal) -> u64 {
         self.untrusted.with_label_values(&[signal.as_str()]).get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_counts_once_by_how_it_ended() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        metrics.completed();
+        metrics.cut(Code::NoPolicyAllows);
+        metrics.refused(&Failure::new(Code::NoPolicyAllows, "no policy allows it"));
+        metrics.refused(&Failure::new(Code::UpstreamUnreachable, "nobody listens"));
+        // No request: a connection.
+        metrics.failed(&Failure::new(Code::NoPolicyAllows, "no policy allows it"));
+        let count = |result| metrics.calls.with_label_values(&[result]).get();
+        assert_eq!(["completed", "cut", "denied", "failed"].map(count), [1; 4]);
+    }
+
+    #[test]
+    fn counters_end_in_total() {
+        let registry = Registry::new();
+        let _metrics = Metrics::new(&registry).unwrap();
+        for family in registry.gather() {
+            let counter = family.get_field_type() == prometheus::proto::MetricType::COUNTER;
+            assert_eq!(family.name().ends_with("_total"), counter, "{}", family.name());
+        }
     }
 }

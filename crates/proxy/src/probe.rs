@@ -51,7 +51,7 @@ pub fn quiet(health: SocketAddr, quiet: Duration, deadline: Duration) -> anyhow:
 }
 
 fn open_connections(metrics: &str) -> Option<u64> {
-    metrics.lines().find_map(|line| line.strip_prefix("countersign_connections ")?.trim().parse().ok())
+    metrics.lines().find_map(|line| line.strip_prefix("countersign_connections_open ")?.trim().parse().ok())
 }
 
 fn get(health: SocketAddr, path: &str) -> anyhow::Result<(u16, String)> {
@@ -96,8 +96,8 @@ mod tests {
 
     #[test]
     fn it_waits_until_the_application_has_gone() {
-        let with = "HTTP/1.1 200 OK\r\n\r\ncountersign_connections 2\n";
-        let without = "HTTP/1.1 200 OK\r\n\r\n# TYPE\ncountersign_connections 0\n";
+        let with = "HTTP/1.1 200 OK\r\n\r\ncountersign_connections_open 2\n";
+        let without = "HTTP/1.1 200 OK\r\n\r\n# TYPE\ncountersign_connections_open 0\n";
         let address = serves(vec![with, with, without, without, without, without]);
         quiet(address, Duration::from_millis(150), Duration::from_secs(5)).unwrap();
     }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use model::redirect::RedirectState;
-use prometheus::Registry;
 use rustls::pki_types::CertificateDer;
 use service::health::{self, Readiness};
 use service::telemetry;
@@ -46,7 +45,7 @@ pub fn serve(settings: &Settings) -> anyhow::Result<()> {
 
 /// The control thread: session, health, signals. Calls are carried on the workers' threads.
 async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<()> {
-    let registry = Registry::new();
+    let registry = health::registry()?;
     let readiness = Readiness::default();
     let policy_missing = readiness.block("first policy");
     let workers_missing = readiness.block("listeners");

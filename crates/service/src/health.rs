@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use prometheus::{Encoder as _, Registry, TextEncoder};
+use prometheus::{Encoder as _, IntGauge, Opts, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
 /// What keeps the program from being ready, by name, and how often. Ready when nothing is left.
@@ -64,6 +64,19 @@ impl Drop for Blocker {
             }
         }
     }
+}
+
+/// A registry that says which version this is.
+///
+/// # Errors
+/// If the metric's name or label is no valid one.
+pub fn registry() -> Result<Registry, prometheus::Error> {
+    let registry = Registry::new();
+    let build = Opts::new("countersign_build_info", "Always 1; its label says which version this is.");
+    let build = IntGauge::with_opts(build.const_label("version", env!("CARGO_PKG_VERSION")))?;
+    build.set(1);
+    registry.register(Box::new(build))?;
+    Ok(registry)
 }
 
 /// Connections at a time; a probe needs one.
@@ -137,7 +150,7 @@ mod tests {
 
     #[test]
     fn the_probe_names_what_is_missing() {
-        let (readiness, registry) = (Readiness::default(), Registry::new());
+        let (readiness, registry) = (Readiness::default(), registry().unwrap());
         let status = |path| answer(&Method::GET, path, &readiness, &registry).status();
         assert_eq!(status("/readyz"), StatusCode::OK);
         let bundle = readiness.block("trust bundle");

@@ -56,9 +56,9 @@ impl Audit {
     ) -> anyhow::Result<Self> {
         let spool = Spool::open(directory, bytes_max, now())?;
         let pending =
-            IntGauge::new("countersign_audit_pending", "Events that the control plane does not have yet.")?;
+            IntGauge::new("countersign_spool_events", "Events that the control plane does not have yet.")?;
         let dropped =
-            IntCounter::new("countersign_audit_dropped_total", "Events lost because the spool was full.")?;
+            IntCounter::new("countersign_events_dropped_total", "Events lost because the spool was full.")?;
         registry.register(Box::new(pending.clone()))?;
         registry.register(Box::new(dropped.clone()))?;
         let written = Notify::new();

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
@@ -43,8 +44,8 @@ pub struct Attested {
     pub not_after: UnixMillis,
     /// How long it is valid from now on, by the control plane's clock.
     pub valid_for_ms: i64,
-    /// Control plane's clock less ours, in milliseconds.
-    pub skew_ms: i64,
+    /// Control plane's clock less ours.
+    pub skew_seconds: f64,
     /// The control plane's roots.
     pub bundle: v1::Bundle,
     /// For fingerprints of standing credentials.
@@ -84,7 +85,7 @@ pub async fn attest(
     let Some(v1::attest_response::Message::Challenge(challenge)) = next(&mut answers).await? else {
         return Err(unusable("the control plane sent no challenge"));
     };
-    let skew_ms = challenge.now_ms.saturating_sub(now.0);
+    let apart = Duration::from_millis(challenge.now_ms.abs_diff(now.0)).as_secs_f64();
     let proof = prove(evidence, &token, key, &challenge.nonce)
         .map_err(|error| unusable("the proof could not be made").because(error.into_boxed_dyn_error()))?;
     send(&requests, v1::attest_request::Message::Proof(proof)).await?;
@@ -101,7 +102,7 @@ pub async fn attest(
         instance: InstanceId(session.instance.into()),
         not_after: UnixMillis(session.not_after_ms),
         valid_for_ms: session.not_after_ms.saturating_sub(challenge.now_ms),
-        skew_ms,
+        skew_seconds: if challenge.now_ms < now.0 { -apart } else { apart },
         bundle: session.bundle.unwrap_or_default(),
         fingerprint_key: Zeroizing::new(session.fingerprint_key),
     })

@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use arc_swap::ArcSwapOption;
 use model::redirect::Redirect;
 use model::{Code, Failure, GrantId, Secret, UnixMillis};
-use prometheus::{IntCounter, IntGauge, Registry};
+use prometheus::{Gauge, IntCounterVec, IntGauge, Opts, Registry};
 use tonic::transport::Channel;
 use wire::v1;
 use wire::v1::control_plane_client::ControlPlaneClient;
@@ -55,9 +55,8 @@ pub struct Session {
 
 struct Metrics {
     connected: IntGauge,
-    skew: IntGauge,
-    attested: IntCounter,
-    refused: IntCounter,
+    skew: Gauge,
+    attested: IntCounterVec,
 }
 
 impl Metrics {
@@ -67,14 +66,18 @@ impl Metrics {
                 "countersign_control_connected",
                 "Whether the control plane's watch is up.",
             )?,
-            skew: IntGauge::new("countersign_clock_skew_milliseconds", "Control plane's clock less ours.")?,
-            attested: IntCounter::new("countersign_attestations_total", "Attestations that succeeded.")?,
-            refused: IntCounter::new("countersign_attestations_refused_total", "Attestations that failed.")?,
+            skew: Gauge::new("countersign_clock_skew_seconds", "Control plane's clock less ours.")?,
+            attested: IntCounterVec::new(
+                Opts::new(
+                    "countersign_proxy_attestations_total",
+                    "Attestations of this proxy, by how they ended.",
+                ),
+                &["result"],
+            )?,
         };
         registry.register(Box::new(metrics.connected.clone()))?;
         registry.register(Box::new(metrics.skew.clone()))?;
         registry.register(Box::new(metrics.attested.clone()))?;
-        registry.register(Box::new(metrics.refused.clone()))?;
         Ok(metrics)
     }
 }
@@ -142,7 +145,7 @@ impl Session {
                     self.until_half(life, running.as_mut()).await;
                 }
                 Err(failure) => {
-                    self.metrics.refused.inc();
+                    self.metrics.attested.with_label_values(&["refused"]).inc();
                     tracing::warn!(stage = "identity", code = %failure.code, cause = ?failure.cause, "not attested: {failure}");
                     retry.wait().await;
                 }
@@ -180,8 +183,8 @@ impl Session {
             tracing::warn!(stage = "identity", caller = %attested.caller.id, "this is another caller than before");
             watch::forget(&self.state, &self.directory);
         }
-        self.metrics.attested.inc();
-        self.metrics.skew.set(attested.skew_ms);
+        self.metrics.attested.with_label_values(&["accepted"]).inc();
+        self.metrics.skew.set(attested.skew_seconds);
         let ends = UnixMillis(now().0.saturating_add(attested.valid_for_ms));
         self.state.set_svid(Svid::new(&attested.identity, ends)?);
         self.state.set_caller(attested.caller.clone());
