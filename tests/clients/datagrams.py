@@ -1,4 +1,4 @@
-"""Sends a datagram to each ADDRESS/PORT and says what came of it: answered, refused, or silent (1 s)."""
+"""Sends a datagram to each ADDRESS/PORT and says what came of it: answered, refused, or silent (10 s)."""
 
 import json
 import socket
@@ -10,7 +10,7 @@ def send(target):
     address, port = target.rsplit("/", 1)
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as datagram:
-        datagram.settimeout(1)
+        datagram.settimeout(10)
         try:
             datagram.connect((address, int(port)))
             datagram.send(b"hello")

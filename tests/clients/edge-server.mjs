@@ -25,6 +25,7 @@ function note(request) {
 function answer(request, response) {
   note(request);
   const url = new URL(request.url, 'https://edge.demo.test');
+  const pause = Number(url.searchParams.get('pause') ?? 1500);
   switch (url.pathname) {
     case '/early':
       response.writeEarlyHints({ link: '</style.css>; rel=preload' });
@@ -43,11 +44,11 @@ function answer(request, response) {
       }
       return void response.end('second time');
     case '/hold':
-      return void setTimeout(() => response.end('held'), 1500);
+      return void setTimeout(() => response.end('held'), pause);
     case '/events':
       response.writeHead(200, { 'content-type': 'text/event-stream' });
       response.write('data: one\n\n');
-      return void setTimeout(() => response.end('data: two\n\n'), 1500);
+      return void setTimeout(() => response.end('data: two\n\n'), pause);
     case '/small': {
       // Many small messages to whoever does not read them.
       response.writeHead(200, { 'content-type': 'application/octet-stream' });
@@ -103,6 +104,7 @@ const BROKEN = {
   '/unasked-switch': 'HTTP/1.1 101 Switching Protocols\r\nUpgrade: anything\r\nConnection: upgrade\r\n\r\n',
   '/long-header': `HTTP/1.1 200 OK\r\nX-A: ${'a'.repeat(600000)}\r\nContent-Length: 0\r\n\r\n`,
   '/old': 'HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\nok',
+  '/alt-svc': 'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"\r\nContent-Length: 4\r\n\r\nstay',
   '/custom-reason': 'HTTP/1.1 200 Very Fine\r\nX-MiXed-Case: Kept\r\nContent-Length: 2\r\n\r\nok',
 };
 
@@ -117,7 +119,7 @@ function broken(socket) {
     head = '';
     if (BROKEN[path] === undefined) return void socket.end('HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n');
     socket.write(BROKEN[path]);
-    if (path !== '/old' && path !== '/custom-reason') socket.end();
+    if (!['/old', '/custom-reason', '/alt-svc'].includes(path)) socket.end();
   });
 }
 

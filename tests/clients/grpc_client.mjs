@@ -48,7 +48,7 @@ if (one) {
   told('server streaming', ...(await stream('serverStreaming', ['3'], false)));
   told('client streaming', ...(await stream('clientStreaming', ['a', 'b', 'c'], false)));
   told('bidirectional', ...(await stream('bidirectional', ['ping', 'pong'], true)));
-  told('deadline', ...(await unary('slow', '', within(500))).slice(0, 1));
+  told('deadline', ...(await unary('slow', '', within(3000))).slice(0, 1));
   told('status', ...(await unary('fails', '', within(15000))).slice(0, 1));
 }
 client.close();

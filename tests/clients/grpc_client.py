@@ -47,7 +47,7 @@ def calls():
     told("bidirectional", got + list(answers))
 
     try:
-        method("unary_unary", "Slow")(b"", timeout=0.5)
+        method("unary_unary", "Slow")(b"", timeout=3)
     except grpc.RpcError as error:
         told("deadline", error=error)
     try:

@@ -1,4 +1,5 @@
-// Sends without end to a server that does not read, or leaves a server's endless answer unread, for two seconds:
+// Sends without end to a server that does not read, or leaves a server's endless answer unread, until nothing moves any
+// more for two seconds:
 // `pressure.mjs 1|2 up|down PORT`. Says as JSON how many bytes the connection took from us.
 import fs from 'node:fs';
 import http2 from 'node:http2';
@@ -30,7 +31,12 @@ if (version === '2') {
   request.on('response', (response) => response.pause());
   if (direction === 'up') flood(request); else request.end();
 }
-setTimeout(() => {
+let [moved, still] = [0, 0];
+setInterval(() => {
+  const now = (socket?.bytesWritten ?? 0) + (socket?.bytesRead ?? 0);
+  still = now === moved || now < 50000 ? still + 1 : 0;
+  moved = now;
+  if (still < (now < 50000 ? 250 : 20)) return;
   console.log(JSON.stringify({ sent: socket?.bytesWritten ?? 0, received: socket?.bytesRead ?? 0 }));
   process.exit(0);
-}, 2000);
+}, 100);

@@ -4,8 +4,10 @@
 //   { port, secure, bytes, after }      HTTP/1: these bytes (latin1), and `after` 300 ms later; `fin` closes our side then
 //   { port, fields, data, more }        HTTP/2: one request with these fields, as they are, and this body; `more` fields
 //                                       after the body are trailers; `open` leaves it unfinished; `reset` resets it
-//   { …, within }                       milliseconds without a byte after which the case is over; 700 unless it says so
-//   { …, slow }                         does not read for so many milliseconds
+//   { …, when }                         `after`, `fin` and `reset` wait until this file is there, not for a time
+//   { …, answers }                      how many final answers of HTTP/1 are awaited; 1 unless it says so
+//   { …, quiet }                        milliseconds without a byte, once what is awaited is there, after which the case is
+//                                       over; 700 unless it says so
 import fs from 'node:fs';
 import net from 'node:net';
 import tls from 'node:tls';
@@ -42,6 +44,9 @@ function request({ fields, data, more, reset, open }) {
   return Buffer.concat(parts);
 }
 
+// How long a case waits for what it awaits: a busy machine takes its time.
+const PATIENCE = 20000;
+
 // The status in a block of ours: the first field (RFC 7541 §6.1, appendices A and B for digits).
 function status(payload) {
   let at = 0;
@@ -70,10 +75,21 @@ function frames(bytes) {
     if (type === 1 && !told.body && stream === 1) told.statuses.push(status(payload));
     if (type === 0) told.body += payload.toString('latin1');
     if (type === 3) told.reset = payload.readUInt32BE(0);
+    if (type > 9) told.unknown = type;
     if (type === 7) told.goaway = payload.readUInt32BE(4);
     if ((type === 0 || type === 1) && flags & 1) told.ended = true;
   }
   return told;
+}
+
+// Whether what a case awaits has come.
+function complete(one, bytes) {
+  if (one.fields === undefined) {
+    const finals = bytes.toString('latin1').match(/HTTP\/1\.[01] [2-5]\d\d /g) ?? [];
+    return finals.length >= (one.answers ?? 1);
+  }
+  const told = frames(bytes);
+  return told.ended || told.reset !== undefined || told.goaway !== undefined;
 }
 
 function run(one) {
@@ -82,6 +98,7 @@ function run(one) {
     const chunks = [];
     const told = { closed: false };
     let timer;
+    let acted = false;
     const done = () => {
       clearTimeout(timer);
       socket.destroy();
@@ -91,13 +108,27 @@ function run(one) {
       else told.bytes = bytes.subarray(0, 20000).toString('latin1');
       resolve(told);
     };
-    const wait = () => { clearTimeout(timer); timer = setTimeout(done, one.within ?? 700); };
+    const wait = () => {
+      clearTimeout(timer);
+      const over = acted || complete(one, Buffer.concat(chunks));
+      timer = setTimeout(done, over ? (one.quiet ?? 700) : PATIENCE);
+    };
+    const act = () => {
+      if (one.reset !== undefined) socket.write(frame(3, 0, 1, Buffer.from([0, 0, 0, one.reset])));
+      if (one.after != null) socket.write(Buffer.from(one.after, 'latin1'));
+      if (one.fin) socket.end();
+      // Who leaves awaits no answer.
+      acted = one.reset !== undefined || Boolean(one.fin);
+      wait();
+    };
     const begin = () => {
-      if (one.slow) { socket.pause(); setTimeout(() => socket.resume(), one.slow); }
       socket.write(http2 ? request(one) : Buffer.from(one.bytes, 'latin1'));
-      if (one.reset !== undefined) setTimeout(() => socket.write(frame(3, 0, 1, Buffer.from([0, 0, 0, one.reset]))), 300);
-      if (one.after != null) setTimeout(() => socket.write(Buffer.from(one.after, 'latin1')), 300);
-      if (one.fin) setTimeout(() => socket.end(), 400);
+      const acts = one.reset !== undefined || one.after != null || one.fin;
+      if (acts && one.when === undefined) setTimeout(act, 300);
+      if (acts && one.when !== undefined) {
+        const look = () => (fs.existsSync(one.when) ? act() : setTimeout(look, 20));
+        look();
+      }
       wait();
     };
     const options = { host: HOST, port: one.port };

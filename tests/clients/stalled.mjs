@@ -1,9 +1,9 @@
-// One session of HTTP/2, some of whose readers stall: `stalled.mjs PORT STALLED CALLS`. Says as JSON how many of the
+// One session of HTTP/2, some of whose readers stall: `stalled.mjs PORT STALLED CALLS BYTES`. Says as JSON how many of the
 // other calls were answered meanwhile, and how many bytes each stalled reader got once it went on.
 import fs from 'node:fs';
 import http2 from 'node:http2';
 
-const [, , port, stalled, calls] = process.argv;
+const [, , port, stalled, calls, expected] = process.argv;
 const ca = fs.readFileSync(process.env.NODE_EXTRA_CA_CERTS);
 const session = http2.connect(`https://edge.demo.test:${port}`, { ca, settings: { initialWindowSize: 16384 } });
 const told = { answered: 0, bytes: [], errors: [] };
@@ -34,9 +34,12 @@ fs.writeSync(1, 'stalled\n');
 await new Promise((resolve) => setTimeout(resolve, 1500));
 for (const stream of readers) {
   let bytes = 0;
-  stream.on('data', (more) => (bytes += more.length));
-  stream.resume();
-  await new Promise((resolve) => setTimeout(resolve, 700));
+  await new Promise((resolve) => {
+    const timer = setTimeout(resolve, 20000);
+    const look = () => { if (bytes >= Number(expected)) { clearTimeout(timer); resolve(); } };
+    stream.on('data', (more) => { bytes += more.length; look(); });
+    stream.resume();
+  });
   told.bytes.push(bytes);
 }
 console.log(JSON.stringify(told));

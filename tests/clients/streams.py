@@ -130,7 +130,7 @@ def tls(alpn):
         context.set_alpn_protocols(alpn)
         try:
             secure = context.wrap_socket(connection, server_hostname=host)
-        except ConnectionResetError:
+        except (ConnectionResetError, BrokenPipeError):
             return "reset"
         except ssl.SSLError as error:
             return f"alert {error.reason}"

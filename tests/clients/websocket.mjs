@@ -75,4 +75,4 @@ if (version === '2') {
   });
   socket.on('error', (error) => { told.error = error.code; done(); });
 }
-setTimeout(done, 12000);
+setTimeout(done, 30000);

@@ -55,6 +55,12 @@ fn every_command_that_a_text_names_exists() {
 }
 
 #[test]
+fn what_is_shipped_unwinds_so_that_a_panic_ends_one_connection_only() {
+    let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    assert!(manifest.contains("[profile.release]") && !manifest.contains("panic ="), "{manifest}");
+}
+
+#[test]
 fn every_flag_and_file_that_a_remedy_names_exists() {
     let settings = ["countersign-proxy.md", "countersign-control.md"]
         .map(|page| std::fs::read_to_string(root().join("docs/reference").join(page)).unwrap())

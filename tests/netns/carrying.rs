@@ -9,7 +9,7 @@ use tests::{Workload, World};
 use crate::eventually;
 use crate::framing::{OK_BLOCK, started};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
@@ -21,6 +21,20 @@ fn heads(seen: &Value) -> Vec<&str> {
 
 fn one(billing: &Workload, case: Value) -> Value {
     billing.raw(&[case]).unwrap().remove(0)
+}
+
+/// The same for a case that leaves or goes on, once the server has seen this many requests.
+fn one_that_acts(world: &World, billing: &Workload, mut case: Value, requests: usize) -> Value {
+    let file = "/tmp/raw-when";
+    let outside = world.sandbox().outside(file);
+    let _ = std::fs::remove_file(&outside);
+    case["when"] = json!(file);
+    std::thread::scope(|scope| {
+        let running = scope.spawn(|| one(billing, case));
+        eventually_seen(world, |seen| seen["requests"].as_array().unwrap().len() >= requests);
+        std::fs::write(&outside, "").unwrap();
+        running.join().unwrap()
+    })
 }
 
 #[track_caller]
@@ -38,7 +52,7 @@ fn a_connection_of_http1_is_kept_pipelined_and_ours_in_version_and_hops() {
         5\r\nhello\r\n0\r\n\r\nHEAD /second HTTP/1.1\r\nHost: {host}\r\n\r\n\
         {third}Connection: close, X-Mine, host\r\nX-Mine: 1\r\nKeep-Alive: 5\r\n\r\n"
     );
-    let told = one(&billing, json!({ "port": RAW_HTTP1, "bytes": pipelined }));
+    let told = one(&billing, json!({ "port": RAW_HTTP1, "bytes": pipelined, "answers": 3 }));
     let answers = text(&told["bytes"]);
     assert_eq!(answers.matches("HTTP/1.1 200 OK\r\n").count(), 3, "{answers}");
     // HEAD has the length of what it has not; its neighbours have theirs.
@@ -55,7 +69,7 @@ fn a_connection_of_http1_is_kept_pipelined_and_ours_in_version_and_hops() {
     assert!(seen["connections"].as_u64().unwrap() < 3, "connections are kept: {seen}");
     // HTTP/1.0 is answered as such, and asked for in our version.
     let old = format!("GET /old HTTP/1.0\r\nHost: {host}\r\nConnection: keep-alive\r\n\r\n");
-    let told = one(&billing, json!({ "port": RAW_HTTP1, "bytes": old.repeat(2) }));
+    let told = one(&billing, json!({ "port": RAW_HTTP1, "bytes": old.repeat(2), "answers": 2 }));
     let answers = text(&told["bytes"]);
     assert_eq!(answers.matches("HTTP/1.0 200 OK\r\n").count(), 2, "{answers}");
     assert!(answers.to_ascii_lowercase().contains("connection: keep-alive"), "{answers}");
@@ -202,8 +216,9 @@ fn an_application_that_leaves_takes_its_request_with_it() {
         ("sending", RAW_HTTP2, upload),
     ] {
         let before = crate::events(&world, "outcome").len();
-        let case = json!({ "port": port, "bytes": bytes, "fin": true, "within": 3000 });
-        let told = one(&billing, case);
+        let case = json!({ "port": port, "bytes": bytes, "fin": true, "quiet": 3000 });
+        world.forget_raw().unwrap();
+        let told = one_that_acts(&world, &billing, case, 1);
         assert_eq!(told["bytes"], "", "{name}: {told}");
         // Not when the answer's time is over, which is a minute.
         let deadline = std::time::Instant::now() + SOON;
@@ -237,7 +252,7 @@ fn a_reset_goes_across_with_its_code() {
         if let Some(data) = data {
             case["data"] = json!(data);
         }
-        one(&billing, case);
+        one_that_acts(&world, &billing, case, 1);
         eventually_seen(&world, |seen| seen["resets"] == json!([code]));
     }
     for code in [11, 8] {
@@ -247,6 +262,50 @@ fn a_reset_goes_across_with_its_code() {
         let told = one(&billing, raw::http2(RAW_HTTP2, &get(&host, "/reset")));
         assert_eq!((&told["statuses"], &told["reset"]), (&json!([200]), &json!(code)), "{told}");
     }
+    // Of the upstream, before its answer: a cancellation; of gRPC, which has a status for each, all but a refusal; else a
+    // bad answer, of which we say more.
+    let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
+    for (code, more, carried) in [
+        (8, &[][..], true),
+        (11, &[], false),
+        (8, &grpc, true),
+        (2, &grpc, true),
+        (11, &grpc, true),
+        (7, &grpc, false),
+    ] {
+        let reset = json!([[3, 0, format!("{code:08x}")]]);
+        world.plan_raw(&json!([reset, reset])).unwrap();
+        let mut fields = get(&host, "/reset.Service/Method");
+        fields[0] = (":method", "POST");
+        fields.extend(more);
+        let mut case = raw::http2(RAW_HTTP2, &fields);
+        case["data"] = json!("all");
+        let told = one(&billing, case);
+        if carried {
+            assert_eq!((&told["statuses"], &told["reset"]), (&json!([]), &json!(code)), "{more:?} {told}");
+        } else {
+            // The dialect of gRPC says it in trailers.
+            let status = if more.is_empty() { 502 } else { 200 };
+            assert_eq!((&told["statuses"], told.get("reset")), (&json!([status]), None), "{more:?} {told}");
+        }
+    }
+    let failed = |event: &&Value| event["result"] == "failed" && event["code"] == "CS8005";
+    eventually(SOON, || crate::events(&world, "outcome").iter().filter(failed).count() >= 6);
+}
+
+#[test]
+fn a_frame_that_leads_elsewhere_is_not_passed_on() {
+    let (world, _server, billing) = started();
+    // ALTSVC (RFC 7838 §4): no origin, `h3=":443"`.
+    let altsvc =
+        format!("0000{}", "h3=\":443\"".bytes().map(|byte| format!("{byte:02x}")).collect::<String>());
+    world.plan_raw(&json!([[[10, 0, altsvc], [1, 4, OK_BLOCK], [0, 1, "6f6b"]]])).unwrap();
+    let told = one(&billing, raw::http2(RAW_HTTP2, &get(&host(RAW_HTTP2), "/alt-svc")));
+    assert_eq!(
+        (&told["body"], &told["ended"], told.get("unknown")),
+        (&json!("ok"), &json!(true), None),
+        "{told}"
+    );
 }
 
 /// Waits until the server has seen something; shows what it has seen if it does not.
@@ -298,7 +357,11 @@ fn what_a_server_has_not_looked_at_is_sent_once_more() {
             }
             Some(data) => case["data"] = json!(data),
         }
-        let told = one(&billing, case);
+        let told = match data {
+            // The body comes when the request was sent again, without it.
+            None => one_that_acts(&world, &billing, case, 2),
+            Some(_) => one(&billing, case),
+        };
         assert_eq!(told["statuses"], json!([status]), "{told}");
         assert_eq!(world.raw_seen().unwrap()["requests"].as_array().unwrap().len(), requests, "{told}");
     }
@@ -315,7 +378,8 @@ fn readers_that_stall_harm_no_other_stream_and_cost_little_memory() {
     // Of three the budget of h2's own would be used up several times.
     world.plan_raw(&json!([small, small, small])).unwrap();
     let (told, most) = std::thread::scope(|scope| {
-        let running = scope.spawn(|| billing.script("stalled.mjs", &[&RAW_HTTP2.to_string(), "3", "50"]));
+        let running =
+            scope.spawn(|| billing.script("stalled.mjs", &[&RAW_HTTP2.to_string(), "3", "50", "1000000"]));
         let mut most = 0;
         while !running.is_finished() {
             std::thread::sleep(Duration::from_millis(100));

@@ -170,7 +170,7 @@ fn what_an_answer_or_audit_names_can_be_explained() {
     let remedy = problem["remedy"].as_str().unwrap();
     let command: Vec<&str> = remedy.split('`').nth(1).unwrap().split(' ').skip(1).collect();
     assert_eq!(command, ["explain", refused.header("countersign-decision")]);
-    eventually(Duration::from_secs(5), || ask(&world, &command).exit == 3);
+    eventually(Duration::from_secs(20), || ask(&world, &command).exit == 3);
     let why = ask(&world, &command).text();
     for expected in
         ["DENIED DELETE", "payments/billing-charges", "method DELETE   allowed: GET, POST", "Nearest:"]
@@ -179,7 +179,7 @@ fn what_an_answer_or_audit_names_can_be_explained() {
     }
     assert_eq!(billing.payments("/v1/charges/1").send().unwrap().status, 200);
     let ids = || ask(&world, &["audit", "-o", "name"]).text();
-    eventually(Duration::from_secs(5), || ids().lines().count() >= 2);
+    eventually(Duration::from_secs(20), || ids().lines().count() >= 2);
     for id in ids().lines() {
         let explained = ask(&world, &["explain", id]);
         assert!(explained.exit == 0 || explained.exit == 3, "{explained:?}");

@@ -102,7 +102,7 @@ fn grpc_clients_make_every_kind_of_call() {
     }
     assert!(made > 0, "no client of gRPC is installed");
     let is_cancelled = |call: &&Value| call["cancelled"] == true;
-    crate::eventually(Duration::from_secs(5), || {
+    crate::eventually(Duration::from_secs(20), || {
         world.clients_seen().unwrap().iter().filter(is_cancelled).count() == made
     });
     let seen = world.clients_seen().unwrap();
@@ -130,7 +130,8 @@ fn a_stream_of_grpc_that_is_cut_says_why() {
     let output = std::thread::scope(|scope| {
         let open = scope.spawn(|| billing.run(Program::Python("grpc_client.py"), &[&host, "hold"]).unwrap());
         crate::eventually(Duration::from_secs(20), || !world.clients_seen().unwrap().is_empty());
-        std::thread::sleep(Duration::from_millis(300));
+        // For its first message to be read.
+        std::thread::sleep(Duration::from_secs(2));
         let block = ["revoke", "workload/billing", "-n", "payments", "--reason", "test"];
         assert!(world.countersign(&block).unwrap().success());
         open.join().unwrap()

@@ -9,7 +9,7 @@ use tests::sandbox::PRIVATE;
 use tests::world::SERVICE_ROOT;
 use tests::{As, Daemon, Egress, Sandbox, World};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 /// tinyproxy at 10.77.0.60:3128, which wants a credential and refuses what is called `forbidden`.
 fn tinyproxy(sandbox: &Arc<Sandbox>) -> Daemon {
@@ -43,6 +43,9 @@ fn upstreams_are_reached_through_the_corporate_proxy() {
     let file = ["--upstream-proxy-credential-file", &credential];
     let except = ["--upstream-proxy-except", &format!("{PLAIN},10.77.0.10,fd77::a")];
     billing.start_explicit(&[&with[..], &file, &except].concat()).unwrap();
+    // It says nothing of being ready; until it listens it can't be used.
+    let first = |b: &tests::Workload| b.curl(&format!("https://{COVERED}:9443/v1"));
+    billing.eventually(SOON, first, |answer| answer.status == 200).unwrap();
     let through = |corporate: &Daemon, what: &str| corporate.logs().contains(&format!("CONNECT {what}"));
     // Covered: by its name, and verified end to end.
     for version in ["--http1.1", "--http2"] {

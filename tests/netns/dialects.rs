@@ -87,7 +87,7 @@ fn scene() -> Scene {
     let billing = world.billing().unwrap();
     world.control().kill9();
     let away = || billing.curl(&format!("https://{AWAY}/")).send().unwrap();
-    eventually(Duration::from_secs(10), || away().code() == "CS6001");
+    eventually(Duration::from_secs(20), || away().code() == "CS6001");
     Scene { _world: world, clients, billing }
 }
 

@@ -8,7 +8,7 @@ use tests::{Answer, Egress, Workload, World};
 
 use crate::{events, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 fn started(egress: &str, more: &[&str]) -> (World, Names, Workload) {
     let mut world = World::started(Egress::Observe).unwrap();
@@ -178,7 +178,11 @@ fn the_explicit_proxy_leads_nobody_to_where_only_the_proxy_should_go() {
         .unwrap();
     // The hosts file is looked at again after a second.
     std::thread::sleep(Duration::from_millis(1100));
-    for target in [
+    let asked = |target: &&str| {
+        let connect = format!("CONNECT {target} HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n");
+        [connect, format!("GET http://{target}/ HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n")]
+    };
+    let inward = [
         "127.0.0.1:9092",
         "[::1]:9092",
         "[::ffff:127.0.0.1]:9092",
@@ -194,21 +198,15 @@ fn the_explicit_proxy_leads_nobody_to_where_only_the_proxy_should_go() {
         // What the operator refuses.
         "10.77.0.43:9080",
         "other.demo.test:9080",
-    ] {
-        let connect = format!("CONNECT {target} HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n");
-        let absolute = format!("GET http://{target}/ HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n");
-        for request in [connect, absolute] {
-            let said = billing.say_to_explicit(&request).unwrap();
-            assert!(said.starts_with("HTTP/1.1 403 ") && said.contains("CS1002"), "{target}: {said}");
-        }
+    ];
+    let requests: Vec<String> = inward.iter().flat_map(asked).collect();
+    for (request, said) in requests.iter().zip(billing.say_all_to_explicit(&requests).unwrap()) {
+        assert!(said.starts_with("HTTP/1.1 403 ") && said.contains("CS1002"), "{request}: {said}");
     }
-    for target in ["2130706433:9092", "0x7f000001:9092", "0x7f.1:9092", "0177.0.0.1:9092", "127.1:9092"] {
-        let connect = format!("CONNECT {target} HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n");
-        let absolute = format!("GET http://{target}/ HTTP/1.1\\r\\nHost: {target}\\r\\n\\r\\n");
-        for request in [connect, absolute] {
-            let said = billing.say_to_explicit(&request).unwrap();
-            assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("CS3001"), "{target}: {said}");
-        }
+    let spelt = ["2130706433:9092", "0x7f000001:9092", "0x7f.1:9092", "0177.0.0.1:9092", "127.1:9092"];
+    let requests: Vec<String> = spelt.iter().flat_map(asked).collect();
+    for (request, said) in requests.iter().zip(billing.say_all_to_explicit(&requests).unwrap()) {
+        assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("CS3001"), "{request}: {said}");
     }
     // What a destination lists is meant, but for the proxy itself.
     let listed = "hosts: [other.demo.test], ports: [9444], addresses: [10.77.0.43, fd77::2b]";
@@ -220,4 +218,73 @@ fn the_explicit_proxy_leads_nobody_to_where_only_the_proxy_should_go() {
     assert_eq!(answer.json().unwrap()["credential"], true);
     let said = billing.say_to_explicit("CONNECT 127.0.0.1:15001 HTTP/1.0\\r\\n\\r\\n").unwrap();
     assert!(said.starts_with("HTTP/1.1 403 ") && said.contains("CS1002"), "{said}");
+}
+
+#[test]
+fn http2_is_judged_inside_a_tunnel_and_refused_outside() {
+    let (world, _names, billing) = started("observe", &[]);
+    // The preface, SETTINGS, and GET /h2 as literals (RFC 7541 §6.2.2).
+    let preface = "PRI * HTTP/2.0\\r\\n\\r\\nSM\\r\\n\\r\\n\\0\\0\\0\\x04\\0\\0\\0\\0\\0";
+    let request = |host: &str| {
+        let block = format!("\\x82\\x86\\0\\n:authority{}{host}\\0\\x05:path\\x03/h2", escaped(host.len()));
+        // What each escape stands for is one byte.
+        let length = 2 + 2 + 10 + 1 + host.len() + 2 + 5 + 1 + 3;
+        format!("\\0\\0{}\\x01\\x05\\0\\0\\0\\x01{block}", escaped(length))
+    };
+    let tunnel = |host: &str| {
+        let connect = format!("CONNECT {host} HTTP/1.1\\r\\nHost: {host}\\r\\n\\r\\n");
+        billing.say_to_explicit(&format!("{connect}{preface}{}", request(host))).unwrap()
+    };
+    // Covered, where nothing goes in the clear: read as HTTP/2, and answered as such.
+    let said = tunnel("covered.demo.test:9080");
+    assert!(said.starts_with("HTTP/1.1 200 ") && said.contains("CS3008"), "{said:?}");
+    eventually(SOON, || {
+        events(&world, "refusal").iter().any(|e| e["code"] == "CS3008" && e["path"] == "/h2")
+    });
+    assert!(world.names_seen().unwrap().is_empty());
+    // Not covered: it passes, to a server that does not speak it and says so itself.
+    let said = tunnel("other.demo.test:9080");
+    assert!(said.contains("HTTP/1.1 400 Bad Request") && !said.contains("CS3"), "{said:?}");
+    // To the proxy itself: SETTINGS, and GOAWAY with HTTP_1_1_REQUIRED (13).
+    let said = billing.say_to_explicit(&format!("{preface}{}", request("other.demo.test:9080"))).unwrap();
+    assert!(said.starts_with("\0\0\0\x04\0\0\0\0\0") && said.contains("\0\0\0\x0dCS3010 "), "{said:?}");
+    eventually(SOON, || events(&world, "refusal").iter().any(|event| event["code"] == "CS3010"));
+}
+
+/// A byte as `say.py` reads it.
+fn escaped(byte: usize) -> String {
+    format!("\\x{byte:02x}")
+}
+
+#[test]
+fn a_bypass_is_for_the_explicit_proxy_too() {
+    let (world, _names, billing) = started("enforce", &[]);
+    let other = url("https", OTHER, 9443);
+    tunnel_refused(&billing.explicit(&other).send().unwrap(), 403, "CS5005");
+    let target = ["workload/billing", "-n", "payments"];
+    let begin = [&["bypass"], &target[..], &["--for", "10m", "--reason", "incident 7"]].concat();
+    assert!(world.countersign(&begin).unwrap().success());
+    // Each by the server's own certificate, with what the application sends and nothing of ours.
+    for url in
+        [other.clone(), url("https", COVERED, 9443), url("http", PLAIN, 9080), url("http", OTHER, 9080)]
+    {
+        let call = |b: &Workload| {
+            let call = b.explicit(&url).args(["--cacert", SERVICE_ROOT]);
+            call.header("Authorization: Bearer mine")
+        };
+        let (_, answer) = billing.eventually(SOON, call, |answer| answer.status == 200).unwrap();
+        let told = answer.json().unwrap();
+        assert_eq!(
+            (&told["credential"], &told["headers"]["authorization"]),
+            (&false.into(), &"Bearer mine".into()),
+            "{url}: {told}"
+        );
+    }
+    eventually(SOON, || {
+        let passed = events(&world, "passed");
+        passed.iter().filter(|event| event["bypass"].is_string()).count() >= 4
+    });
+    assert!(world.countersign(&[&["bypass"], &target[..], &["--lift"]].concat()).unwrap().success());
+    let ended = |answer: &Answer| answer.error.contains("countersign-code: CS5005");
+    billing.eventually(SOON, |b| b.explicit(&other), ended).unwrap();
 }

@@ -5,10 +5,10 @@ use std::time::Duration;
 use tests::world::{PAYMENTS, SERVICE_ROOT};
 use tests::{Answer, Certificates, Egress, Evidence, Sandbox, Workload, World};
 
-use crate::{events, eventually};
+use crate::{BOUND, cut_by_a_block, events, eventually};
 
 const CHARGE: &str = "/v1/charges/42";
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 fn started(egress: Egress) -> (World, Workload) {
     let mut world = World::started(egress).unwrap();
@@ -52,7 +52,7 @@ fn a_server_that_speaks_first_is_heard_in_observe_and_not_dialled_in_enforce() {
         // A workload that no document names: the mode is the control plane's.
         let mut nightly = world.workload("nightly", Evidence::pod("batch", "nightly")).unwrap();
         nightly.start_proxy().unwrap();
-        let listen = "exec 3<>/dev/tcp/10.77.0.10/2525 && timeout 3 head -c 12 <&3";
+        let listen = "exec 3<>/dev/tcp/10.77.0.10/2525 && timeout 8 head -c 12 <&3";
         let output = nightly.application("bash").args(["-c", listen]).output(SOON * 2).unwrap();
         assert_eq!(output.text() == "220 payments", heard, "{egress:?} {output:?}");
         assert_eq!(world.seen().unwrap().greeted == 1, heard, "{egress:?}");
@@ -289,22 +289,22 @@ fn with_the_proxy_dead_nothing_leaves() {
 
 #[test]
 fn a_proxy_told_to_stop_finishes_what_is_open() {
-    let (_world, mut billing) = started(Egress::Enforce);
-    let mut slow = billing.steady("slow", "/v1/charges/slow?ms=1500&id={id}", &["--calls", "1"]).unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let (world, mut billing) = started(Egress::Enforce);
+    let mut slow = billing.steady("slow", "/v1/charges/slow?ms=3000&id={id}", &["--calls", "1"]).unwrap();
+    eventually(SOON, || world.seen().unwrap().count == 1);
     assert_eq!(billing.proxy().terminate().unwrap(), 0);
     slow.wait_for(200, 1, SOON).unwrap();
 }
 
 #[test]
 fn a_draining_proxy_serves_new_connections_until_the_application_has_gone() {
-    let (_world, mut billing) = started(Egress::Enforce);
-    let slow = "/v1/charges/slow?ms=4000&id={id}";
+    let (world, mut billing) = started(Egress::Enforce);
+    let slow = "/v1/charges/slow?ms=7000&id={id}";
     assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
     let mut held = billing.steady("held", slow, &["--calls", "1"]).unwrap();
-    std::thread::sleep(Duration::from_millis(1000));
+    eventually(SOON, || world.seen().unwrap().count == 2);
     billing.proxy().process().signal(rustix::process::Signal::TERM);
-    std::thread::sleep(Duration::from_millis(500));
+    eventually(SOON, || billing.proxy().logs().contains("draining"));
     for version in ["--http1.1", "--http2"] {
         assert_eq!(billing.payments(CHARGE).args([version]).send().unwrap().status, 200, "{version}");
     }
@@ -317,16 +317,17 @@ fn a_draining_proxy_serves_new_connections_until_the_application_has_gone() {
 #[test]
 fn at_the_end_of_a_drain_connections_are_told_and_what_is_open_is_finished() {
     for (version, told) in [("--http1.1", "connection: close"), ("--http2", "GOAWAY")] {
-        let (_world, mut billing) = started(Egress::Enforce);
+        let (world, mut billing) = started(Egress::Enforce);
         let change = |args: &mut Vec<String>| args.extend(["--drain".to_owned(), "1".to_owned()]);
         billing.proxy().restart_with(change).unwrap();
         billing.proxy().wait_until_ready().unwrap();
         let call = |billing: &Workload| billing.payments(CHARGE);
         billing.eventually(SOON, call, |answer| answer.status == 200).unwrap();
-        let slow = billing.payments("/v1/charges/slow?ms=3500").args([version, "-v"]);
+        let slow = billing.payments("/v1/charges/slow?ms=4000").args([version, "-v"]);
+        let before = world.seen().unwrap().count;
         let answer = std::thread::scope(|scope| {
             let waiting = scope.spawn(|| slow.send().unwrap());
-            std::thread::sleep(Duration::from_millis(800));
+            eventually(SOON, || world.seen().unwrap().count == before + 1);
             billing.proxy().process().signal(rustix::process::Signal::TERM);
             waiting.join().unwrap()
         });
@@ -411,7 +412,7 @@ fn what_is_over_our_limits_is_413_429_or_503() {
     // The service asks for the control plane's keys when it first needs them.
     let call = |billing: &Workload| billing.payments(CHARGE);
     billing.eventually(SOON, call, |answer| answer.status == 200).unwrap();
-    let slow = "/v1/charges/slow?ms=6000&id={id}";
+    let slow = "/v1/charges/slow?ms=8000&id={id}";
     let before = world.seen().unwrap().count;
     let mut held = billing.steady("held", slow, &["--connections", "2", "--calls", "1"]).unwrap();
     eventually(SOON, || world.seen().unwrap().count == before + 2);
@@ -463,29 +464,11 @@ fn an_open_answer_is_cut_within_a_second_of_a_block() {
     let (world, billing) = started(Egress::Enforce);
     for version in ["--http1.1", "--http2"] {
         let drip =
-            billing.payments("/v1/charges/drip?chunks=100&every_ms=100&size=100").args([version, "-N"]);
-        let (cut, begun) = std::thread::scope(|scope| {
-            let reading = scope.spawn(|| {
-                let answer = drip.within(Duration::from_secs(12)).send().unwrap();
-                (answer, std::time::Instant::now())
-            });
-            std::thread::sleep(Duration::from_millis(1500));
-            let begun = std::time::Instant::now();
-            let block = ["revoke", "workload/billing", "-n", "payments", "--reason", "test"];
-            assert!(world.countersign(&block).unwrap().success());
-            (reading.join().unwrap(), begun)
-        });
-        let (answer, ended) = cut;
+            billing.payments("/v1/charges/drip?chunks=250&every_ms=100&size=100").args([version, "-N"]);
+        let drip = || drip.within(Duration::from_secs(30)).send().unwrap();
+        let (cut, answer) = cut_by_a_block(&world, drip);
+        assert!(cut < BOUND, "{version}: {cut:?}");
         assert_ne!(answer.exit, 0, "the answer was not whole: {answer:?}");
-        assert!(answer.body.len() < 5_000, "{} bytes", answer.body.len());
-        assert!(
-            ended.duration_since(begun) < Duration::from_millis(1500),
-            "{:?}",
-            ended.duration_since(begun)
-        );
-        assert!(
-            world.countersign(&["revoke", "workload/billing", "-n", "payments", "--lift"]).unwrap().success()
-        );
     }
 }
 
@@ -495,15 +478,15 @@ fn bodies_stream_both_ways() {
     for version in ["--http1.1", "--http2"] {
         let large = billing.payments("/v1/charges/large?bytes=20000000").args([version]).send().unwrap();
         assert_eq!((large.status, large.body.len()), (200, 20_000_000));
-        // The first bytes come while the upstream still drips: 40 chunks take 4 s.
+        // The first bytes come while the upstream still drips: 300 chunks take 30 s.
         let drip = billing
-            .payments("/v1/charges/drip?chunks=40&every_ms=100&size=100")
+            .payments("/v1/charges/drip?chunks=300&every_ms=100&size=100")
             .args([version, "-N"])
-            .within(Duration::from_secs(2))
+            .within(Duration::from_secs(6))
             .send()
             .unwrap();
         assert_eq!(drip.status, 200);
-        assert!((500..4_000).contains(&drip.body.len()), "{} bytes within 2 s", drip.body.len());
+        assert!((100..30_000).contains(&drip.body.len()), "{} bytes within 6 s", drip.body.len());
         let sent = "0123456789".repeat(100_000);
         world_file(&billing, &sent);
         let echo = billing.payments("/v1/charges/echo").args([version, "-X", "POST", "--data-binary"]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tests::{Egress, Workload, World};
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(20);
 /// The cap, in MiB: a tenth of what the floods would take.
 const CAP: &str = "64";
 

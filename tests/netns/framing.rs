@@ -20,10 +20,12 @@ pub(crate) fn started() -> (World, Daemon, Workload) {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Does {
     Refuse,
+    Unmet,
     Misdirect,
     Reset,
     Rewrite,
     BadAnswer,
+    Cancel,
     Cut,
 }
 
@@ -31,16 +33,18 @@ impl Does {
     fn word(self) -> &'static str {
         match self {
             Self::Refuse => "400",
+            Self::Unmet => "417",
             Self::Misdirect => "421",
             Self::Reset => "reset",
             Self::Rewrite => "rewritten",
             Self::BadAnswer => "502",
+            Self::Cancel => "502, or the same reset on HTTP/2",
             Self::Cut => "cut",
         }
     }
 }
 
-use Does::{BadAnswer, Cut, Misdirect, Refuse, Reset, Rewrite};
+use Does::{BadAnswer, Cancel, Cut, Misdirect, Refuse, Reset, Rewrite, Unmet};
 
 /// The rows of the document's tables, by their first and last column.
 fn documented() -> Vec<(String, String)> {
@@ -136,7 +140,7 @@ fn from_http1() -> Vec<(&'static str, Does, String)> {
         asked("absolute-scheme", Misdirect, "GET http://edge.demo.test:8461ROW HTTP/1.1", HOST),
         asked("fragment", Refuse, "GET ROW#part HTTP/1.1", HOST),
         asked("asterisk", Refuse, "GET * HTTP/1.1", HOST),
-        named("expect-other", Refuse, &format!("{HOST}Expect: a-miracle\r\n")),
+        named("expect-other", Unmet, &format!("{HOST}Expect: a-miracle\r\n")),
         asked("preface", Refuse, "PRI * HTTP/2.0", ""),
         ("http09", Refuse, "GET /row/http09\r\n".to_owned()),
         (
@@ -172,9 +176,9 @@ fn what_an_application_of_http1_sends_is_read_in_one_way() {
         let cases: Vec<_> = rows
             .iter()
             .map(|(_, does, bytes)| {
-                let bytes = if *does == Refuse { format!("{bytes}{SMUGGLED}") } else { bytes.clone() };
+                let bytes = if matches!(does, Refuse | Unmet) { format!("{bytes}{SMUGGLED}") } else { bytes.clone() };
                 let (first, rest) = bytes.split_at(if split { bytes.len() / 3 } else { bytes.len() });
-                json!({ "port": RAW_HTTP1, "bytes": first, "after": if split { Some(rest) } else { None }, "within": 2500 })
+                json!({ "port": RAW_HTTP1, "bytes": first, "after": if split { Some(rest) } else { None }, "quiet": 2500 })
             })
             .collect();
         let told = billing.raw(&cases).unwrap();
@@ -185,12 +189,13 @@ fn what_an_application_of_http1_sends_is_read_in_one_way() {
                 seen.iter().filter(|(head, _)| head.contains(&format!("/row/{row} "))).collect();
             let (status, code) = match does {
                 Refuse => ("400", "countersign-code: CS3001"),
+                Unmet => ("417", "countersign-code: CS3012"),
                 Misdirect => ("421", "countersign-code: CS3006"),
                 _ => ("200", ""),
             };
             assert_eq!(answer.split(' ').nth(1), Some(status), "{row}: {told}");
             assert!(answer.contains(code), "{row}: {told}");
-            if *does == Refuse {
+            if matches!(does, Refuse | Unmet) {
                 let answers = answer.matches("countersign-code").count() + answer.matches("200 OK").count();
                 assert_eq!(answers, 1, "{row}: one answer: {told}");
                 assert_eq!(told["closed"], true, "{row}: {told}");
@@ -428,6 +433,7 @@ fn of_http2() -> Vec<(&'static str, Does, Value)> {
         ("h2up-no-status", BadAnswer, json!([[1, 5, block(&[("x", "y")])]])),
         ("h2up-two-lengths", BadAnswer, with(&[("content-length", "2"), ("content-length", "2")])),
         ("h2up-reset", BadAnswer, json!([[3, 0, "00000002"]])),
+        ("h2up-cancel", Cancel, json!([[3, 0, "00000008"]])),
         ("h2up-length-short", Cut, with(&[("content-length", "9")])),
     ]
 }
@@ -446,7 +452,11 @@ fn what_an_upstream_of_http2_answers_is_read_in_one_way() {
                 _ => raw::http2(RAW_HTTP2, &raw::get(&host, &path)),
             };
             let told = &billing.raw(&[case]).unwrap()[0];
-            let expected = if does == BadAnswer { 502 } else { 200 };
+            if does == Cancel && version == 2 {
+                assert_eq!((&told["statuses"], &told["reset"]), (&json!([]), &json!(8)), "{row}: {told}");
+                continue;
+            }
+            let expected = if matches!(does, BadAnswer | Cancel) { 502 } else { 200 };
             let status = match version {
                 1 => {
                     told["bytes"].as_str().unwrap().split(' ').nth(1).unwrap_or_default().parse().unwrap_or(0)

@@ -13,7 +13,7 @@ use crate::{events, eventually};
 /// How often each program is killed.
 const ROUNDS: usize = 3;
 /// Time in which a client works again.
-const BACK: Duration = Duration::from_secs(15);
+const BACK: Duration = Duration::from_secs(40);
 
 #[derive(Clone, Copy, Debug)]
 enum Victim {

@@ -7,7 +7,7 @@ use tests::{Answer, Egress, Workload, World};
 use crate::{events, eventually};
 
 const CHARGE: &str = "/v1/charges/42";
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 fn started(settings: &[&str]) -> (World, Workload) {
     let mut world = World::started(Egress::Enforce).unwrap();
@@ -43,7 +43,7 @@ fn whoever_stalls_is_told_in_time_and_others_go_on() {
     all_became(&billing, &["bodies", "--count", "50"], 50, "HTTP/1.1 408 Request took too long CS3020");
     // A connection whose first request never comes.
     all_became(&billing, &["idle", "--count", "50"], 50, "HTTP/1.1 408");
-    assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
     // One that has had a request is ended without a word, so that nothing is lost: the client opens another.
     let mut resting = billing.steady("resting", "/v1/charges/{id}", &["--pause-ms", "5000"]).unwrap();
     resting.wait_for(200, 2, Duration::from_secs(15)).unwrap();
@@ -99,10 +99,10 @@ fn header_fields_and_bytes_are_bounded_on_both_versions() {
 #[test]
 fn what_memory_there_is_not_is_refused_and_comes_back() {
     // What a proxy of a debug build has by itself is below this; 512 connections of 32 KiB are not.
-    let (_world, mut billing) = started(&["--max-memory-mib", "16", "--header-timeout", "8"]);
+    let (_world, mut billing) = started(&["--max-memory-mib", "16", "--header-timeout", "15"]);
     let call = |billing: &Workload| billing.payments(CHARGE);
     std::thread::scope(|scope| {
-        let held = scope.spawn(|| billing.flood(&["hellos", "--count", "700", "--seconds", "20"]).unwrap());
+        let held = scope.spawn(|| billing.flood(&["hellos", "--count", "700", "--seconds", "40"]).unwrap());
         let (_, over) = billing.eventually(SOON, call, |answer| answer.status != 200).unwrap();
         // The first few that there is no room for are told; the rest find the door shut.
         assert!(over.status == 0 || over.code() == "CS3005", "{over:?}");

@@ -30,6 +30,7 @@ mod sessions;
 mod story;
 mod tls;
 mod trust;
+mod workers;
 
 use std::time::{Duration, Instant};
 
@@ -64,4 +65,43 @@ fn eventually(within: Duration, mut is_so: impl FnMut() -> bool) {
         assert!(Instant::now() < deadline, "not within {} s", within.as_secs());
         std::thread::sleep(Duration::from_millis(20));
     }
+}
+
+/// Within which a block cuts what is open: the promise is a second, and two clocks are read for it.
+const BOUND: Duration = Duration::from_millis(1500);
+
+/// Time for what is no promise.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Blocks billing while something is open, and lifts the block again. How long after the block audit has the last cut,
+/// and what came of what was open, which ended in good time too.
+fn cut_by_a_block<T: Send>(world: &World, open: impl FnOnce() -> T + Send) -> (Duration, T) {
+    let target = ["workload/billing", "-n", "payments"];
+    let block = [&["revoke"], &target[..], &["--reason", "test"]].concat();
+    let lift = [&["revoke"], &target[..], &["--lift"]].concat();
+    let times = |kind: &str, is_such: fn(&Value) -> bool| -> Vec<u64> {
+        events(world, kind)
+            .iter()
+            .filter(|event| is_such(event))
+            .filter_map(|event| event["time"].as_u64())
+            .collect()
+    };
+    let cuts = || times("outcome", |event| event["result"] == "cut");
+    let (begun, cut) = (events(world, "intent").len(), cuts().len());
+    let came = std::thread::scope(|scope| {
+        let running = scope.spawn(open);
+        eventually(PATIENCE, || running.is_finished() || events(world, "intent").len() > begun);
+        // For what is open to say something; nothing depends on how much.
+        std::thread::sleep(Duration::from_secs(1));
+        assert!(!running.is_finished(), "it ended by itself");
+        assert!(world.countersign(&block).unwrap().success());
+        let since = Instant::now();
+        let came = running.join().unwrap();
+        assert!(since.elapsed() < PATIENCE / 2, "it was cut, and lived on for {:?}", since.elapsed());
+        came
+    });
+    eventually(PATIENCE, || cuts().len() > cut);
+    let blocked = times("administration", |event| event["verb"] == "blocked").into_iter().max().unwrap();
+    assert!(world.countersign(&lift).unwrap().success());
+    (Duration::from_millis(cuts().into_iter().max().unwrap().saturating_sub(blocked)), came)
 }

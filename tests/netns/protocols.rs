@@ -1,11 +1,9 @@
 //! The corners of HTTP, against a server that has them (`tests/clients/edge-server.mjs`).
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::{Answer, Daemon, Egress, Workload, World};
-
-const SOON: Duration = Duration::from_secs(5);
 
 /// Both versions and answers of all kinds, answers that are not valid, HTTP/2 alone, HTTP/2 with two streams.
 const BOTH: u16 = 8446;
@@ -78,20 +76,10 @@ fn an_upgrade_to_anything_else_is_refused() {
 fn a_websocket_is_cut_within_a_second_of_a_block() {
     let (world, _edge, billing) = started();
     for version in ["1", "2"] {
-        let (told, begun) = std::thread::scope(|scope| {
-            let open =
-                scope.spawn(|| billing.script("websocket.mjs", &[version, &BOTH.to_string(), "/ws", "hold"]));
-            std::thread::sleep(Duration::from_millis(1500));
-            let begun = Instant::now();
-            let block = ["revoke", "workload/billing", "-n", "payments", "--reason", "test"];
-            assert!(world.countersign(&block).unwrap().success());
-            let told = open.join().unwrap().unwrap();
-            (told, begun.elapsed())
-        });
+        let hold = || billing.script("websocket.mjs", &[version, &BOTH.to_string(), "/ws", "hold"]).unwrap();
+        let (cut, told) = crate::cut_by_a_block(&world, hold);
         assert!(told["status"] == 101 || told["status"] == 200, "{told}");
-        assert!(begun < Duration::from_millis(1800), "{begun:?}");
-        let lift = ["revoke", "workload/billing", "-n", "payments", "--lift"];
-        assert!(world.countersign(&lift).unwrap().success());
+        assert!(cut < crate::BOUND, "HTTP/{version}: {cut:?}");
     }
 }
 
@@ -161,13 +149,12 @@ fn a_refused_stream_is_tried_once_more() {
 fn another_connection_opens_where_the_peer_s_streams_are_used_up() {
     let (world, _edge, billing) = started();
     let urls: Vec<String> =
-        (0..6).map(|n| format!("https://edge.demo.test:{TWO_STREAMS}/hold?{n}")).collect();
-    let began = Instant::now();
-    let call = billing.edge(TWO_STREAMS, "/hold").http2().args(["--parallel", "--parallel-immediate"]);
+        (0..6).map(|n| format!("https://edge.demo.test:{TWO_STREAMS}/hold?pause=6000&{n}")).collect();
+    let call =
+        billing.edge(TWO_STREAMS, "/hold?pause=6000").http2().args(["--parallel", "--parallel-immediate"]);
     let call = urls.iter().fold(call, |call, url| call.args(["-o", "/dev/null", url.as_str()]));
     call.send().unwrap();
-    // Each holds its stream for 1.5 s: two at a time would take 6 s.
-    assert!(began.elapsed() < Duration::from_millis(4500), "{:?}", began.elapsed());
+    // Each holds its stream for 6 s, so that they are open at the same time.
     assert!(world.edge_seen().unwrap()["sessions"].as_u64().unwrap() >= 3);
 }
 
@@ -175,7 +162,8 @@ fn another_connection_opens_where_the_peer_s_streams_are_used_up() {
 fn events_are_not_held_back() {
     let (_world, _edge, billing) = started();
     for version in ["--http1.1", "--http2"] {
-        let call = billing.edge(BOTH, "/events").args([version, "-N"]).within(Duration::from_secs(1));
+        let call =
+            billing.edge(BOTH, "/events?pause=15000").args([version, "-N"]).within(Duration::from_secs(6));
         let answer = call.send().unwrap();
         assert_eq!(answer.text(), "data: one\n\n", "{answer:?}");
     }
@@ -224,7 +212,12 @@ fn a_broken_answer_is_told_and_never_passed_on() {
 #[test]
 fn nothing_leads_the_application_elsewhere() {
     let (_world, _edge, billing) = started();
-    let answer = billing.edge(BOTH, "/alt-svc").send().unwrap();
-    assert_eq!((answer.status, answer.header("alt-svc")), (200, ""));
-    billing.eventually(SOON, |b| b.edge(BOTH, "/"), |answer| answer.status == 200).unwrap();
+    // The upstream in the application's version, and in the other.
+    for (version, port) in
+        [("--http1.1", BOTH), ("--http2", BOTH), ("--http1.1", ONLY_HTTP2), ("--http2", RAW)]
+    {
+        let answer = billing.edge(port, "/alt-svc").args([version]).send().unwrap();
+        assert_eq!((answer.status, answer.text().as_str()), (200, "stay"), "{version} {port}: {answer:?}");
+        assert_eq!(answer.header("alt-svc"), "", "{version} {port}");
+    }
 }

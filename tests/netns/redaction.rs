@@ -6,7 +6,7 @@ use tests::{Answer, Egress, Workload, World};
 
 use crate::{events, eventually};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 
 fn started(redact: bool) -> (World, Workload) {
     let mut world = World::started(Egress::Enforce).unwrap();

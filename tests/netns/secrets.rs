@@ -6,7 +6,7 @@ use tests::world::SERVICE_ROOT;
 use tests::{As, Egress, Evidence, Place, World, search};
 
 const CHARGE: &str = "/v1/charges/42";
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 const ADMIN: &str = "http://127.0.0.1:15020";
 
 #[test]

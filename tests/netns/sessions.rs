@@ -6,7 +6,7 @@ use tests::{Egress, World};
 
 use crate::events;
 
-const SOON: Duration = Duration::from_secs(10);
+const SOON: Duration = Duration::from_secs(20);
 
 #[test]
 fn a_session_is_renewed_at_half_its_life_and_no_call_notices() {

@@ -131,7 +131,7 @@ fn audit_has_every_call_and_the_chains_are_whole() {
         }
         assert_eq!(billing.payments(CHARGE).method("DELETE").send().unwrap().status, 403);
         let grants: Vec<_> = world.seen().unwrap().requests.into_iter().map(|seen| seen.grant).collect();
-        crate::eventually(Duration::from_secs(5), || {
+        crate::eventually(Duration::from_secs(20), || {
             let intents = events(&world, "intent");
             (0..5).all(|number| intents.iter().any(|event| event["path"] == format!("/v1/charges/{number}")))
         });
@@ -244,14 +244,14 @@ fn a_decision_is_explained_before_and_after_it_was_made() {
     let refused = billing.payments(CHARGE).method("DELETE").send().unwrap();
     let decision = refused.header("countersign-decision").to_owned();
     for which in [decision.as_str(), "last"] {
-        eventually(Duration::from_secs(5), || {
+        eventually(Duration::from_secs(20), || {
             let explained = world.countersign(&["explain", which]).unwrap();
             explained.exit == 3 && explained.text().contains("CS5001")
         });
     }
     let made = billing.payments(CHARGE).send().unwrap();
     assert_eq!(made.status, 200);
-    eventually(Duration::from_secs(5), || {
+    eventually(Duration::from_secs(20), || {
         let explained = world.countersign(&["explain", "last", "-o", "json"]).unwrap();
         explained.exit == 0 && explained.text().contains("answered 200")
     });
@@ -364,7 +364,7 @@ fn the_proxy_shows_its_memory_to_nobody_and_changes_its_log_when_told() {
     billing.proxy().process().signal(rustix::process::Signal::USR1);
     let log = billing.proxy().log().to_owned();
     let logged = || std::fs::read_to_string(&log).unwrap();
-    eventually(Duration::from_secs(5), || logged().contains("log level changed by signal"));
+    eventually(Duration::from_secs(20), || logged().contains("log level changed by signal"));
     // Now each stage of a call is a span of its name, with the time that it took.
     assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
     let spans = || -> std::collections::BTreeSet<String> {
@@ -378,11 +378,11 @@ fn the_proxy_shows_its_memory_to_nobody_and_changes_its_log_when_told() {
     for stage in
         ["capture", "tls", "protocol", "identity", "policy", "credential", "rewrite", "upstream", "audit"]
     {
-        eventually(Duration::from_secs(5), || spans().contains(stage));
+        eventually(Duration::from_secs(20), || spans().contains(stage));
     }
     billing.proxy().process().signal(rustix::process::Signal::USR2);
     let told = |log: &str| log.matches("log level changed by signal").count();
-    eventually(Duration::from_secs(5), || told(&logged()) == 2);
+    eventually(Duration::from_secs(20), || told(&logged()) == 2);
     let before = logged().matches("\"DEBUG\"").count();
     assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
     assert_eq!(logged().matches("\"DEBUG\"").count(), before, "as configured again");

@@ -9,7 +9,7 @@ use tests::tls_server::{BARE, GIVEN, INSIDE, OUTER, TLS, WRONG};
 use tests::world::{PAYMENTS, SERVICE_ROOT};
 use tests::{Answer, As, Daemon, Egress, Evidence, Mode, Place, Workload, World};
 
-const SOON: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
 const LONG: Duration = Duration::from_secs(30);
 
 fn started() -> (World, Daemon, Workload) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use service::trust::{self, Bundle, VARIABLES, Variable};
-use tests::sandbox::PROGRAMS;
+use tests::sandbox::{HOME, PROGRAMS};
 use tests::world::PAYMENTS;
 use tests::{As, Egress, Mode, Output, Place, Workload, World};
 
@@ -32,12 +32,10 @@ fn doctor(world: &World, billing: &Workload, variables: &[&Variable], args: &[&s
 
 /// The runtimes of `tests/clients/setup`, then the machine's.
 fn path() -> String {
-    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR"));
-    let target = target.parent().unwrap();
     let cargo = PathBuf::from(env!("CARGO"));
     let of_cargo = cargo.parent().unwrap().display().to_string();
     let rest = std::env::var("PATH").unwrap_or_default();
-    format!("{}:{of_cargo}:/usr/local/go/bin:{rest}:/usr/bin:/bin", target.join("clients/venv/bin").display())
+    format!("{HOME}/clients/venv/bin:{of_cargo}:/usr/local/go/bin:{rest}:/usr/bin:/bin")
 }
 
 fn runtimes(output: &Output) -> Vec<Value> {

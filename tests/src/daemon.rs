@@ -9,7 +9,7 @@ use anyhow::{Context as _, bail};
 use crate::sandbox::{As, HOME, PROGRAMS, Place, Process, Sandbox};
 
 /// Time for becoming ready.
-const READY: Duration = Duration::from_secs(20);
+const READY: Duration = Duration::from_secs(60);
 /// Time for ending when asked to.
 const END: Duration = Duration::from_secs(40);
 

@@ -1,12 +1,11 @@
 //! A server with the corners of HTTP that the payments service does not have (`tests/clients/edge-server.mjs`), with the
 //! documents that cover it.
 
-use std::path::PathBuf;
-
 use anyhow::Context as _;
 use serde_json::Value;
 
 use crate::Daemon;
+use crate::clients::SOURCE;
 use crate::daemon::{Probe, Recipe};
 use crate::sandbox::{As, PRIVATE, Place};
 use crate::workload::Workload;
@@ -26,7 +25,6 @@ impl World {
     pub fn start_edge(&mut self) -> anyhow::Result<Daemon> {
         let sandbox = self.sandbox().clone();
         let directory = self.edge_certificate()?;
-        let script = client("edge-server.mjs");
         let mut edge = Daemon::start(
             &sandbox,
             Recipe {
@@ -34,7 +32,7 @@ impl World {
                 client: None,
                 who: As::Root,
                 program: "node",
-                args: vec![script.display().to_string(), directory],
+                args: vec![client("edge-server.mjs"), directory],
                 probe: Some(Probe { url: SEEN.to_owned(), root: None }),
             },
         )?;
@@ -79,10 +77,7 @@ impl Workload {
     /// If it does not end, or says something else.
     pub fn script(&self, name: &str, args: &[&str]) -> anyhow::Result<Value> {
         let program = if name.ends_with(".py") { python() } else { "node" };
-        let path = self.sandbox().outside(format!("/tmp/{name}"));
-        std::fs::copy(client(name), &path).with_context(|| path.display().to_string())?;
-        let script = format!("/tmp/{name}");
-        let output = self.application(program).arg(&script).args(args).output(COMMAND)?;
+        let output = self.application(program).arg(client(name)).args(args).output(COMMAND)?;
         let text = output.text();
         let last = text.lines().last().unwrap_or_default();
         serde_json::from_str(last).with_context(|| format!("{name} said: {text} {}", output.stderr))
@@ -96,7 +91,7 @@ pub fn python() -> &'static str {
     if std::path::Path::new(system).exists() { system } else { "python3" }
 }
 
-/// A file of `tests/clients`.
-pub(crate) fn client(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
+/// A file of `tests/clients`, inside: where the checkout is does not matter there, as little as who may read it.
+pub(crate) fn client(name: &str) -> String {
+    format!("{SOURCE}/{name}")
 }

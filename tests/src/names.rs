@@ -122,7 +122,7 @@ impl World {
                 client: None,
                 who: As::Root,
                 program: "node",
-                args: vec![client("names-server.mjs").display().to_string(), directory],
+                args: vec![client("names-server.mjs"), directory],
                 probe: Some(Probe { url: SEEN.to_owned(), root: None }),
             },
         )?;
@@ -203,13 +203,21 @@ impl Workload {
         call.args(["--suppress-connect-headers", "-v"])
     }
 
-    /// Sends bytes to the explicit proxy, and gives what comes back until it ends or a second has passed.
+    /// Sends bytes to the explicit proxy, and gives what comes back until it ends or says nothing more.
     ///
     /// # Errors
     /// If that can't be done.
     pub fn say_to_explicit(&self, bytes: &str) -> anyhow::Result<String> {
-        let talk =
-            format!("exec 3<>/dev/tcp/127.0.0.1/{EXPLICIT} && printf '{bytes}' >&3 && timeout 1 cat <&3");
-        Ok(self.application("bash").args(["-c", &talk]).output(COMMAND)?.text())
+        self.say_all_to_explicit(&[bytes.to_owned()])?.pop().context("nothing was said")
+    }
+
+    /// The same for several connections at once.
+    ///
+    /// # Errors
+    /// If that can't be done.
+    pub fn say_all_to_explicit(&self, all: &[String]) -> anyhow::Result<Vec<String>> {
+        let args: Vec<&str> =
+            ["127.0.0.1", EXPLICIT].into_iter().chain(all.iter().map(String::as_str)).collect();
+        Ok(serde_json::from_value(self.script("say.py", &args)?)?)
     }
 }

@@ -33,7 +33,7 @@ impl World {
                 client: None,
                 who: As::Root,
                 program: "node",
-                args: vec![client("raw-server.mjs").display().to_string(), directory],
+                args: vec![client("raw-server.mjs"), directory],
                 probe: Some(Probe { url: SEEN.to_owned(), root: None }),
             },
         )?;

@@ -29,9 +29,9 @@ pub const PRIVATE: &str = "/run/countersign/private";
 pub const PROGRAMS: &str = "/run/countersign/bin";
 
 /// Time for making the namespaces.
-const SETUP: Duration = Duration::from_secs(20);
+const SETUP: Duration = Duration::from_secs(60);
 /// Time for a command that is not a test's subject.
-const COMMAND: Duration = Duration::from_secs(20);
+const COMMAND: Duration = Duration::from_secs(60);
 
 /// With which rights the namespaces were made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -85,7 +85,7 @@ impl World {
              -keyout {directory}/rsa-key.pem -out {directory}/rsa-certificate.pem 2>/dev/null"
         );
         sandbox.script(Place::Service, &rsa).context("no RSA certificate: is openssl installed?")?;
-        let script = client("tls-server.mjs").display().to_string();
+        let script = client("tls-server.mjs");
         let mut servers = Daemon::start(
             &sandbox,
             Recipe {

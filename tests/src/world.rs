@@ -31,7 +31,7 @@ pub const CONTROL_ROOT: &str = "/run/countersign/pki/control-ca.pem";
 pub const SOCKET: &str = "/run/countersign/private/control/control.sock";
 
 /// Time for a command of `countersign`.
-pub(crate) const COMMAND: Duration = Duration::from_secs(30);
+pub(crate) const COMMAND: Duration = Duration::from_secs(120);
 
 /// Documents that let billing do everything at one host, with a token for it.
 pub(crate) fn covering(name: &str, host: &str, ports: &[u16]) -> String {
@@ -337,6 +337,24 @@ impl World {
         billing.launch_proxy()?;
         let more = settings.iter().map(|setting| (*setting).to_owned());
         billing.proxy().restart_with(|args| args.extend(more))?;
+        billing.redirect()?;
+        billing.proxy().wait_until_ready()?;
+        Ok(billing)
+    }
+
+    /// The quickstart's workload behind a proxy of this many workers, each with listeners of its own.
+    ///
+    /// # Errors
+    /// If a part of that fails.
+    pub fn billing_on_workers(&mut self, workers: usize) -> anyhow::Result<Workload> {
+        let mut billing = self.workload("billing", Evidence::billing())?;
+        billing.launch_proxy()?;
+        let workers = workers.to_string();
+        billing.proxy().restart_with(|args| {
+            if let Some(at) = args.iter().position(|arg| arg == "--workers") {
+                args[at + 1] = workers;
+            }
+        })?;
         billing.redirect()?;
         billing.proxy().wait_until_ready()?;
         Ok(billing)

@@ -225,11 +225,14 @@ codes! {
         "TRACE would echo the credential to the application.",
         "Use another method.";
     NotCarried "CS3010" "Not carried" Some(403), "http_request_denied", false, Us,
-        "The request asks for what the proxy does not carry: CONNECT or an Upgrade to a covered destination, or another scheme than `http` in absolute-form.",
+        "The request asks for what the proxy does not carry: CONNECT or an Upgrade to a covered destination, another scheme than `http` in absolute-form, or HTTP/2 to the explicit proxy.",
         "Say `tls: passthrough` in the Destination if the connection as such is to be judged.";
     GrpcNeedsHttp2 "CS3011" "gRPC needs HTTP/2" Some(403), "http_protocol_error", false, Caller,
         "The call is gRPC, but the application or the destination speaks HTTP/1.1 only; gRPC is never translated down.",
         "Use a gRPC client over HTTP/2; see that the destination offers `h2`, or is declared with `httpVersions: [h2]`.";
+    UnmetExpectation "CS3012" "Expectation can't be met" Some(417), "http_request_error", false, Caller,
+        "The request's `Expect` asks for something else than `100-continue`, and there is nothing else (RFC 9110 §10.1.1).",
+        "Send the request without that field.";
     RequestTimeout "CS3020" "Request took too long" Some(408), "http_request_error", true, Caller,
         "The request's header did not end, or its body did not go on, in time.",
         "See why the client stalls, or raise the time-out.";

@@ -15,6 +15,8 @@ pub(crate) const FIELDS_MAX: usize = 100;
 pub enum Request {
     /// It asks for a tunnel.
     Tunnel(Tunnel),
+    /// It is no request yet, but the preface of HTTP/2 (RFC 9113 §3.4).
+    Http2,
     /// It is another request, to be read by whoever reads requests.
     Other,
 }
@@ -40,6 +42,11 @@ pub struct Tunnel {
 /// If it is not valid, or could be read in two ways.
 pub fn request(bytes: &[u8]) -> Result<Option<Request>, Malformed> {
     const METHOD: &[u8] = b"CONNECT ";
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let begun = bytes.len().min(PREFACE.len());
+    if bytes[..begun] == PREFACE[..begun] {
+        return Ok((begun == PREFACE.len()).then_some(Request::Http2));
+    }
     let begun = bytes.len().min(METHOD.len());
     if bytes[..begun] != METHOD[..begun] {
         return Ok(Some(Request::Other));
@@ -139,6 +146,7 @@ mod tests {
         match request(text.as_bytes()) {
             Ok(Some(Request::Tunnel(tunnel))) => Ok(tunnel),
             Ok(Some(Request::Other)) => Err("other"),
+            Ok(Some(Request::Http2)) => Err("HTTP/2"),
             Ok(None) => Err("not complete"),
             Err(Malformed(why)) => Err(why),
         }

@@ -48,11 +48,17 @@ fn covering<'a>(
     name.and_then(|name| snapshot.cover(name, original.port())).or_else(by_address)
 }
 
-/// Ready when the caller is bypassed: what is open is then to be ended at its next pause.
-pub async fn begun(caller: Option<Arc<CallerState>>) {
+/// Ready when the connection would pass if it were made now: what is open is then to be ended at its next pause, so that
+/// it comes again. One that stays refused, as to a blocked destination, has nothing to come again for.
+pub async fn begun(
+    caller: Option<Arc<CallerState>>,
+    name: Option<&HostName>,
+    original: &OriginalDestination,
+) {
     let Some(caller) = caller else { return std::future::pending().await };
+    let passes = |snapshot: Arc<Snapshot>| of_connection(&snapshot, name, original, now()).is_some();
     let mut changed = caller.changed();
-    while caller.snapshot().is_none_or(|snapshot| snapshot.slice().bypass(now()).is_none()) {
+    while !caller.snapshot().is_some_and(passes) {
         if changed.changed().await.is_err() {
             return std::future::pending().await;
         }

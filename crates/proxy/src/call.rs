@@ -234,11 +234,14 @@ impl Begun {
                     route => self.carried(route, host.map(|h| h.to_string()), "http").await,
                 }
             }
-            // Its names are in its requests, so it is read unless nothing could cover it.
+            // Its names are in its requests, so it is read unless nothing could cover it, or a tunnel has its name.
             Opening::Http2 => {
                 let original = &self.captured.original;
                 match route_http(snapshot, original.name(), original) {
-                    Route::Pass if !passage::may_be_covered(snapshot, original.port()) => {
+                    Route::Pass
+                        if original.name().is_some()
+                            || !passage::may_be_covered(snapshot, original.port()) =>
+                    {
                         let name = original.name().map(ToString::to_string);
                         self.carried(Route::Pass, name, "http").await;
                     }
@@ -342,9 +345,18 @@ impl Begun {
 impl Connection {
     /// Ready when nothing new may come on it: the proxy drains, or the workload is bypassed.
     pub async fn told_to_end(&self) {
+        let bypassed = async {
+            match &self.channel.original {
+                Some(original) => {
+                    bypass::begun(self.caller.clone(), self.channel.name.as_ref(), original).await;
+                }
+                // Each request to the explicit proxy says where it goes, and passes or not by itself.
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = self.worker.shared.drain.clone().started() => {}
-            () = bypass::begun(self.caller.clone()) => {}
+            () = bypassed => {}
         }
     }
 }
@@ -970,5 +982,7 @@ fn refuse(connection: &Connection, id: DecisionId, asker: Asker, refused: Refuse
         *response.body_mut() = Body::Empty;
     }
     // Where one request can be read in two ways, so can what follows it.
-    if failure.code == Code::MalformedRequest { answer::closing(response) } else { response }
+    // What may follow is not read: after a fault of framing, or as a body that nobody gave leave for.
+    let ends = matches!(failure.code, Code::MalformedRequest | Code::UnmetExpectation);
+    if ends { answer::closing(response) } else { response }
 }

@@ -24,7 +24,7 @@ use crate::capture::accept::OriginalDestination;
 use crate::exchange::{Guarded, Open, why_stopped};
 use crate::memory::Reserved;
 use crate::policy::{Route, uncovered};
-use crate::protocol::facts::HTTP_PORT;
+use crate::protocol::facts::{HTTP_PORT, check_expectation};
 use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, body::BodyError};
 use crate::standing;
@@ -72,6 +72,7 @@ pub fn admit(connection: &Connection, parts: &mut Parts) -> Result<Option<Uncove
         Some(_) => {}
     }
     protocols::http::check_request(parts).map_err(malformed)?;
+    check_expectation(&parts.headers)?;
     // What is unclear is told where every request is judged.
     let Ok(authority) = protocols::http::authority_of(parts) else { return Ok(None) };
     let (host, port) = (authority.host, authority.port.unwrap_or(HTTP_PORT));

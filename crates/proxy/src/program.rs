@@ -179,9 +179,7 @@ fn start_workers(
             let (shared, doors) = (shared.clone(), doors(settings));
             let (told, ready) = std::sync::mpsc::channel();
             let thread = std::thread::Builder::new().name(format!("worker-{index}")).spawn(move || {
-                let mut builder = tokio::runtime::Builder::new_current_thread();
-                let runtime = match builder.enable_all().build_local(tokio::runtime::LocalOptions::default())
-                {
+                let runtime = match worker_runtime() {
                     Ok(runtime) => runtime,
                     Err(error) => return drop(told.send(Err(error.into()))),
                 };
@@ -200,6 +198,12 @@ fn start_workers(
             Ok(thread)
         })
         .collect()
+}
+
+/// A panic in one of its tasks, which is a connection's, ends that task: programs are built to unwind.
+pub(crate) fn worker_runtime() -> std::io::Result<tokio::runtime::LocalRuntime> {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build_local(tokio::runtime::LocalOptions::default())
 }
 
 /// The proxy through which upstreams are reached, if one is configured.

@@ -268,3 +268,87 @@ impl Drop for Held {
 pub fn now() -> UnixMillis {
     UnixMillis::from_system(SystemTime::now())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::authority::Authority;
+    use crate::state::StateDir;
+    use crate::tls::leaves::LEAVES_MAX;
+    use crate::upstream::connect::Patience;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    fn limits() -> Limits {
+        Limits {
+            patience: Patience { connect: SOON, handshake: SOON },
+            answer: SOON,
+            head: SOON,
+            idle: SOON,
+            body: SOON,
+            stream: SOON,
+            connections: 10,
+            requests: 10,
+            body_bytes: u64::MAX,
+            head_bytes: 1 << 16,
+            headers: 100,
+            streams: 10,
+            resets: 10,
+            memory: 64 << 20,
+        }
+    }
+
+    fn shared(directory: &std::path::Path) -> Shared {
+        let registry = prometheus::Registry::new();
+        let state = StateDir::open(&directory.join("state")).unwrap();
+        let authority = Arc::new(Authority::open(&state, now()).unwrap());
+        let (cache, _) = crate::credential::cache();
+        Shared {
+            callers: Callers::sidecar(Arc::new(CallerState::new(Arc::new(cache)))),
+            audit: Audit::open(&directory.join("spool"), 8 << 20, false, &registry).unwrap(),
+            leaves: Leaves::start(authority, LEAVES_MAX).unwrap(),
+            ticketer: rustls::crypto::aws_lc_rs::Ticketer::new().unwrap(),
+            roots: Roots::new(rustls::RootCertStore::empty()),
+            socket: SocketOptions { mark: None },
+            limits: limits(),
+            memory: Budget::new(limits().memory, &registry).unwrap(),
+            off_limits: Arc::new(OffLimits { own_ports: Vec::new(), networks: Vec::new() }),
+            metrics: Metrics::new(&registry).unwrap(),
+            corporate: None,
+            explicit: explicit::Access::default(),
+            drain: service::drain::new().1,
+            sentinel: Arc::default(),
+        }
+    }
+
+    #[test]
+    fn a_panic_in_one_connection_ends_that_connection_only() {
+        let directory = tempfile::tempdir().unwrap();
+        let shared = Arc::new(shared(directory.path()));
+        service::tls_provider::install();
+        let runtime = crate::program::worker_runtime().unwrap();
+        runtime.block_on(async {
+            let worker = Worker::new(shared.clone()).unwrap();
+            let (tell, told) = tokio::sync::oneshot::channel();
+            let (go, gone) = tokio::sync::oneshot::channel::<()>();
+            worker.begin(|_| async move {
+                let _ = gone.await;
+                let _ = tell.send(());
+            });
+            worker.begin(|_| async { panic!("a fault that nobody foresaw") });
+            while shared.metrics.connections.get() > 1 {
+                tokio::task::yield_now().await;
+            }
+            // What it held is given back, and the other goes on.
+            assert_eq!((worker.connections.get(), worker.unreserved.get()), (1, 0));
+            let _ = go.send(());
+            tokio::time::timeout(SOON, told).await.unwrap().unwrap();
+            // And so does the worker.
+            let (tell, told) = tokio::sync::oneshot::channel();
+            worker.begin(|_| async move {
+                let _ = tell.send(());
+            });
+            tokio::time::timeout(SOON, told).await.unwrap().unwrap();
+        });
+    }
+}

@@ -94,7 +94,7 @@ func grpcCalls(host string) {
 	}
 	result("bidirectional", got, err, stream.Trailer())
 
-	brief, cancelBrief := context.WithTimeout(ctx, 500*time.Millisecond)
+	brief, cancelBrief := context.WithTimeout(ctx, 3*time.Second)
 	err = connection.Invoke(brief, service+"Slow", bytes(""), &answer)
 	cancelBrief()
 	result("deadline", nil, err, nil)

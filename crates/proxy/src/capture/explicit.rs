@@ -10,7 +10,7 @@ use anyhow::{Context as _, ensure};
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use bytes::{Buf as _, BytesMut};
 use model::destination::HttpVersion;
-use model::{Code, Failure, Secret};
+use model::{Code, DecisionId, Failure, Secret};
 use policy::Snapshot;
 use protocols::connect::{Request, Tunnel};
 use protocols::http::Host;
@@ -89,6 +89,7 @@ pub async fn serve(worker: &Rc<Worker>, mut stream: TcpStream) {
             let connection = Connection::new(worker.clone(), caller, channel, version);
             http1::serve(Rc::new(connection), Rewind::new(first, stream)).await;
         }
+        Ok(Some(Request::Http2)) => refuse_http2(worker, caller, stream).await,
         Ok(Some(Request::Tunnel(tunnel))) => {
             let original = original(&tunnel);
             match begin(worker, caller.as_deref(), &tunnel, original.clone()).await {
@@ -200,6 +201,26 @@ async fn refuse(
     let connection = Connection::new(worker.clone(), caller, channel, HttpVersion::Http1);
     let answer = http1::refuse(&connection, failure);
     if stream.write_all(&answer).await.is_ok() {
+        http1::linger(&mut stream).await;
+    }
+}
+
+/// SETTINGS, which come first, and GOAWAY with HTTP_1_1_REQUIRED and a text (RFC 9113 §§6.5, 6.8, 7).
+fn farewell(text: &str) -> Vec<u8> {
+    let length = u8::try_from(8 + text.len()).expect("a short text");
+    let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let goaway = [0, 0, length, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 13];
+    [&settings[..], &goaway, text.as_bytes()].concat()
+}
+
+/// An application is told of its proxy as `http://HOST:PORT`, which means HTTP/1.1; who speaks HTTP/2 without having asked
+/// is told so in HTTP/2.
+async fn refuse_http2(worker: &Rc<Worker>, caller: Option<Arc<CallerState>>, mut stream: TcpStream) {
+    let channel = Channel { original: None, name: None, secure: false };
+    let connection = Connection::new(worker.clone(), caller, channel, HttpVersion::Http2);
+    let detail = "the explicit proxy is asked over HTTP/1.1";
+    call::refuse_unread(&connection, DecisionId(rand::random()), &Failure::new(Code::NotCarried, detail));
+    if stream.write_all(&farewell(&format!("{} {detail}", Code::NotCarried))).await.is_ok() {
         http1::linger(&mut stream).await;
     }
 }

@@ -43,10 +43,12 @@ pub const HTTP_PORT: u16 = 80;
 ///
 /// # Errors
 /// [`Code::MalformedRequest`] if it is ambiguous, [`Code::Misdirected`] if it names another service than its
-/// connection, [`Code::MethodRefused`] for TRACE, [`Code::NotCarried`] for CONNECT and upgrades.
+/// connection, [`Code::UnmetExpectation`] if it expects what nobody
+/// promises, [`Code::MethodRefused`] for TRACE, [`Code::NotCarried`] for CONNECT and upgrades.
 pub fn facts(parts: &Parts, channel: &Channel) -> Result<RequestFacts, Failure> {
     let malformed = |e: protocols::Malformed| Failure::new(Code::MalformedRequest, e.to_string());
     protocols::http::check_request(parts).map_err(malformed)?;
+    check_expectation(&parts.headers)?;
     let authority = protocols::http::authority_of(parts).map_err(|unclear| match unclear {
         Unclear::Malformed(why) => malformed(why),
         Unclear::Disagree => {
@@ -114,6 +116,18 @@ fn judged_host(host: &Host, channel: &Channel) -> Result<HostName, Failure> {
             Err(Failure::new(Code::Misdirected, detail))
         }
     }
+}
+
+/// Refuses what nobody on the way can promise.
+///
+/// # Errors
+/// [`Code::UnmetExpectation`] if the request expects something else than leave for its body.
+pub fn check_expectation(headers: &http::HeaderMap) -> Result<(), Failure> {
+    if protocols::http::expects_another(headers) {
+        let detail = "the request expects something else than 100-continue";
+        return Err(Failure::new(Code::UnmetExpectation, detail));
+    }
+    Ok(())
 }
 
 fn carried(parts: &Parts) -> Result<(), Failure> {

@@ -156,6 +156,9 @@ async fn stream(
         .await
     };
     let Some(mut response) = answered else { return resets.count() };
+    if let Some(reason) = interim.given_up() {
+        return respond.send_reset(reason);
+    }
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         // RFC 8441 §5: a 2xx takes the place of 101, and nothing that of the accept value.
         *response.status_mut() = StatusCode::OK;

@@ -1,5 +1,5 @@
 //! What the two sides of one exchange tell each other beside the message: interim answers (1xx) on their way from the
-//! upstream to the application, the body that waits for one of them, and the code with which the application gave up.
+//! upstream to the application, the body that waits for one of them, and the code with which either gave up.
 //!
 //! RFC 9110 §15.2: a proxy forwards interim answers. Neither of our HTTP libraries does that by itself: hyper tells of
 //! them on the upstream's side only, and says `100 Continue` to the application whenever a body is first asked for.
@@ -38,6 +38,7 @@ struct Shared {
     muted: AtomicBool,
     body: AtomicWaker,
     cancelled: AtomicU64,
+    given_up: AtomicU64,
 }
 
 /// Nobody has said that the body is wanted.
@@ -89,6 +90,17 @@ impl Interim {
     pub fn cancelled(&self) -> Option<h2::Reason> {
         let cancelled = self.0.cancelled.load(Ordering::Acquire);
         (cancelled & CANCELLED != 0).then(|| h2::Reason::from(cancelled as u32))
+    }
+
+    /// The upstream has reset its stream with this code before its answer, and that is what the application is to see.
+    pub fn give_up(&self, reason: h2::Reason) {
+        self.0.given_up.store(CANCELLED | u64::from(u32::from(reason)), Ordering::Release);
+    }
+
+    /// The code of that, if so.
+    pub fn given_up(&self) -> Option<h2::Reason> {
+        let given_up = self.0.given_up.load(Ordering::Acquire);
+        (given_up & CANCELLED != 0).then(|| h2::Reason::from(given_up as u32))
     }
 
     /// The next one for the application; else wakes whoever polls when there is one.

@@ -8,6 +8,7 @@ use http::{Request, Response, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use model::destination::HttpVersion;
 use model::{Code, Failure};
+use protocols::http::is_grpc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
@@ -106,6 +107,10 @@ impl Sender<'_> {
         let answer = match self.in_time(answer).await? {
             Ok(answer) => answer,
             Err(error) => {
+                let is_grpc = spare.as_ref().is_some_and(|head| is_grpc(&head.method, &head.headers));
+                if let Some(reason) = cancellation(&error, is_grpc) {
+                    interim.give_up(reason);
+                }
                 let mut failure = failed(error);
                 if failure.untouched
                     && let Some(parts) = spare
@@ -137,6 +142,15 @@ fn failed(error: h2::Error) -> SendFailure {
     let untouched = error.is_remote()
         && (refused || (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)));
     SendFailure { failure: http2_failure(error), unsent: None, untouched }
+}
+
+/// A reset that says more to the application than an answer of ours: that the upstream has cancelled the call, and of
+/// gRPC any, since each code is a status of its own there (gRPC over HTTP2, "Errors"). REFUSED_STREAM asks whoever reads
+/// it to send the call again, which was done.
+fn cancellation(error: &h2::Error, is_grpc: bool) -> Option<h2::Reason> {
+    let reason = error.reason().filter(|_| error.is_reset() && error.is_remote())?;
+    let carried = reason == h2::Reason::CANCEL || (is_grpc && reason != h2::Reason::REFUSED_STREAM);
+    carried.then_some(reason)
 }
 
 /// Begins HTTP/2 on a new connection.
