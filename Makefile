@@ -1,5 +1,5 @@
 # The verbs. `make help` lists them.
-.PHONY: help demo test tools kubernetes test-clients retries clients lint build bench fuzz gen deny
+.PHONY: help demo test tools kubernetes helm images e2e test-clients retries clients lint build bench fuzz gen deny
 
 help: ## List the verbs
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -9,8 +9,9 @@ demo: ## Show the main job from end to end, in network namespaces of its own
 	cargo build --workspace --bins
 	@cargo run --quiet -p demo
 
-test: tools clients kubernetes lint build deny ## Everything that a change must pass; the closing line sums the tests up
+test: tools clients kubernetes helm lint build deny ## Everything that a change must pass; the closing line sums the tests up
 	.ci/gen --check
+	@[ "$$(id -u)" = 0 ] && deploy/images dev || [ "$$(id -u)" != 0 ]
 	tests/fuzz/run 5
 	.ci/summary cargo test --workspace --no-fail-fast
 
@@ -31,9 +32,21 @@ clients: ## The real clients of a CI run, for the tests
 kubernetes: ## A real API server for the tests, built once
 	.ci/kubernetes
 
+helm: ## The helm that the chart is tested with, built once
+	@.ci/helm || true
+
+images: ## Both images, from static programs; PROFILE=quick-release in a fraction of the time
+	deploy/images $(PROFILE)
+
+PROFILE ?= release
+
+e2e: ## The whole story in the cluster that KUBECONFIG points at; skipped without one
+	tests/e2e/run
+
 lint: ## Format and clippy, without warnings
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
+	@! .ci/helm 2> /dev/null || .ci/helm lint --quiet --strict charts/countersign
 
 build: ## The programs, which the tests run
 	cargo build --workspace --bins

@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod helm;
 mod server;
 mod webhook;
 
@@ -29,7 +30,7 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn all() -> Vec<Test> {
-    [server::TESTS, webhook::TESTS].concat()
+    [helm::TESTS, server::TESTS, webhook::TESTS].concat()
 }
 
 #[expect(clippy::print_stderr, reason = "what a test target says")]

@@ -7,11 +7,13 @@
 //! ```
 
 pub mod certificates;
+pub mod chart;
 pub mod clients;
 pub mod cluster;
 pub mod daemon;
 pub mod edge;
 pub mod footprint;
+pub mod helm;
 pub mod http;
 pub mod names;
 pub mod pod;
@@ -27,6 +29,7 @@ pub use clients::Clients;
 pub use cluster::Cluster;
 pub use daemon::Daemon;
 pub use footprint::Footprint;
+pub use helm::Helm;
 pub use http::{Answer, Call};
 pub use sandbox::{As, Mode, Output, Place, Process, Sandbox};
 pub use workload::{Evidence, Steady, Workload};

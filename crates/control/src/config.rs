@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use service::telemetry::Format;
 
-use crate::kubernetes::webhook;
+use crate::kubernetes::{check, webhook};
 
 /// The control plane: knows who workloads are, what they may do, and makes their credentials.
 ///
@@ -29,6 +29,8 @@ pub enum Command {
     Serve(Settings),
     /// Serve a Kubernetes API server: give pods their proxy.
     Webhook(webhook::settings::Settings),
+    /// Say whether an installation answers, from inside its cluster: what `helm test` runs.
+    Check(check::Settings),
     /// Write the discovery document and the key set as files.
     DiscoveryExport {
         /// The state directory.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use control::config::{Cli, Command};
 use control::keys::Keys;
-use control::kubernetes::{crds, webhook};
+use control::kubernetes::{check, crds, webhook};
 use control::{authority, discovery, now, program};
 use resources::crd::Rules;
 
@@ -25,6 +25,11 @@ fn run() -> anyhow::Result<()> {
             service::config::unknown_variables::<Cli>().iter().for_each(|warning| say(warning));
             program::serve(&settings)
         }
+        Command::Check(settings) => once(async move {
+            service::tls_provider::install();
+            print(&format!("{}\n", check::check(&settings).await?.join("\n")));
+            Ok(())
+        }),
         Command::DiscoveryExport { state, issuer_url, directory } => once(async move {
             let store = program::open_store(&state, None).await?;
             let keys = Keys::open(store, now()).await?;
