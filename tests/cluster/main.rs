@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod custom_resources;
 mod helm;
 mod server;
 mod webhook;
@@ -30,7 +31,7 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn all() -> Vec<Test> {
-    [helm::TESTS, server::TESTS, webhook::TESTS].concat()
+    [custom_resources::TESTS, helm::TESTS, server::TESTS, webhook::TESTS].concat()
 }
 
 #[expect(clippy::print_stderr, reason = "what a test target says")]

@@ -536,10 +536,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Its PID as seen from outside: the innermost of the processes that lead to it.
+    /// Its PID as seen from outside: the innermost of the processes that lead to it; outside of a sandbox none do.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
-        let mut pid = *children(self.child.id()).first()?;
+        let mut pid = self.child.id();
         while let Some(child) = children(pid).first() {
             pid = *child;
         }

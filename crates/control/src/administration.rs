@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::audit::{Event, What};
-use model::slice::{BYPASS_MAX_MILLIS, Block, BlockTarget, Bypass, Egress};
+use model::slice::{BYPASS_MAX_MILLIS, Block, BlockTarget, Bypass};
 use model::{Code, DecisionId, Failure, GrantId, ResourceRef, UnixMillis, Version};
-use policy::compile;
-use resources::kind::{Kind, Spec};
-use resources::{Diagnostic, Document, Parsed, Set, parse, validate};
+use resources::kind::Kind;
+use resources::{Diagnostic, Document, Parsed, Set, parse};
 use serde_json::{Value, json};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -19,8 +18,8 @@ use crate::door::{Author, Door};
 use crate::index::{self, Index};
 use crate::keys::Keys;
 use crate::proxies::{Proxies, ProxyState};
-use crate::store::{DocumentChange, Store, StoredDocument};
-use crate::{audit, explain, now, store_failure};
+use crate::store::{DocumentChange, Owner, Store, StoredDocument};
+use crate::{audit, explain, now, proposal, store_failure};
 
 /// Attested callers that are looked at for an answer.
 const CALLERS_MAX: u32 = 10_000;
@@ -98,10 +97,8 @@ impl Admin {
             request.files.iter().map(|file| (file.name.clone(), file.text.clone())).collect();
         let default = Some(request.default_namespace.as_str()).filter(|namespace| !namespace.is_empty());
         let Parsed { documents, mut diagnostics, broken } = parse(&files, default);
-        let (base, mut set, stored) = self.stored().await?;
+        let (base, before, stored) = self.stored().await?;
         let mut changes = Vec::new();
-        let before = set.clone();
-        broken.into_iter().for_each(|(kind, name)| set.note_broken(kind, name));
         for document in &documents {
             let json = document.to_json().to_string();
             let before =
@@ -111,18 +108,15 @@ impl Admin {
                 Some(before) if same(&before.json, &json) => "unchanged",
                 Some(_) => "configured",
             };
-            let change = DocumentChange::Put { kind: document.kind(), name: document.name.clone(), json };
-            changes.push((change, change_of(document.kind(), &document.name, verb)));
-            set.insert(document.clone());
+            if verb != "unchanged" {
+                diagnostics.extend(read_only(document, &stored, "edit"));
+            }
+            let (kind, name) = (document.kind(), document.name.clone());
+            let change = change_of(kind, &name, verb);
+            changes.push((DocumentChange::Put { kind, name, json, owner: Owner::Applied }, change));
         }
-        diagnostics.extend(validate(&documents, &set));
-        diagnostics.extend(policy::expressions(&documents));
-        diagnostics.extend(broken_elsewhere(&documents, &before, &set));
-        if !diagnostics.iter().any(Diagnostic::is_error)
-            && let Err(found) = compile(&set)
-        {
-            diagnostics.extend(found);
-        }
+        let (_, found) = proposal::put(&documents, broken, &before);
+        diagnostics.extend(found);
         // As they stand in the files; what concerns none of them comes last.
         let at = |diagnostic: &Diagnostic| {
             let file = request.files.iter().position(|file| file.name == diagnostic.at.file);
@@ -133,70 +127,19 @@ impl Admin {
     }
 
     async fn propose_delete(&self, references: &[(Kind, ResourceRef)]) -> Result<Proposal> {
-        let (base, mut set, _) = self.stored().await?;
+        let (base, set, stored) = self.stored().await?;
         let mut removed = Vec::new();
         for (kind, name) in references {
             let document = set.get(*kind, name).cloned();
             removed.push(document.ok_or_else(|| not_found(format!("{}/{name}", kind.lower())))?);
         }
-        let before = set.clone();
-        for document in &removed {
-            set.remove(document.kind(), &document.name);
-        }
-        let mut diagnostics = Vec::new();
-        for document in &removed {
-            let left = |referrer: &&Document| set.get(referrer.kind(), &referrer.name).is_some();
-            let referrers = before.referrers(document.kind(), &document.name);
-            let names: Vec<String> = referrers.into_iter().filter(left).map(Document::label).collect();
-            if !names.is_empty() {
-                let message = format!("{} is still referred to by {}", document.label(), names.join(", "));
-                diagnostics.push(Diagnostic::error(Code::StillReferenced, document.at(""), message));
-            }
-            diagnostics.extend(self.uncovered_by(document, &before, &set));
-        }
+        let mut diagnostics: Vec<Diagnostic> =
+            removed.iter().filter_map(|document| read_only(document, &stored, "delete")).collect();
+        diagnostics.extend(proposal::delete(&removed, &set, self.index.now().egress()));
         let changes = references.iter().map(|(kind, name)| {
             (DocumentChange::Delete { kind: *kind, name: name.clone() }, change_of(*kind, name, "deleted"))
         });
         Ok(Proposal { base, changes: changes.collect(), diagnostics })
-    }
-
-    /// A destination that nothing covers any more passes untouched in `observe`, and is refused in `enforce`: whoever
-    /// deletes its policy is told.
-    fn uncovered_by(&self, document: &Document, before: &Set, after: &Set) -> Option<Diagnostic> {
-        let Spec::AccessPolicy(spec) = &document.spec else { return None };
-        let namespace = document.name.namespace.as_ref();
-        let workload = before.resolve(Kind::Workload, &spec.workload, namespace).ok()?;
-        let Spec::Workload(workload_spec) = &workload.spec else { return None };
-        let own = workload_spec.egress.as_deref().and_then(resources::values::egress);
-        let of_namespace =
-            namespace.and_then(|namespace| self.index.egress().namespaces.get(namespace).copied());
-        let mode = own.max(of_namespace).max(Some(self.index.egress().configured));
-        let still = after.of_kind(Kind::AccessPolicy).any(|other| match &other.spec {
-            Spec::AccessPolicy(other_spec) => {
-                other.name.namespace.as_ref() == namespace
-                    && other_spec.workload == spec.workload
-                    && other_spec.destination == spec.destination
-            }
-            _ => false,
-        });
-        if still {
-            return None;
-        }
-        let nothing = format!(
-            "nothing covers destination `{}` for workload `{}` any more",
-            spec.destination, spec.workload
-        );
-        let (message, help) = match mode {
-            Some(Egress::Enforce) => (
-                format!("{nothing}: its calls will be refused (egress mode `enforce`)"),
-                "in `observe` they would pass without a credential",
-            ),
-            _ => (
-                format!("{nothing}: its calls will pass without a credential (egress mode `observe`)"),
-                "set `egress: enforce` on the Workload, or block it with `countersign revoke`",
-            ),
-        };
-        Some(Diagnostic::warning(Code::UncoveredAfterDelete, document.at(""), message).help(help))
     }
 
     /// Makes the changes of a proposal, if nothing has moved since it was validated; `None` if something has.
@@ -435,29 +378,18 @@ impl Admin {
     }
 }
 
-/// What a change breaks in stored documents that refer to a changed one: a policy whose destination its workload may no
-/// longer use, or that is no longer shared, would quietly stop covering it.
-fn broken_elsewhere(changed: &[Document], before: &Set, after: &Set) -> Vec<Diagnostic> {
-    let is = |document: &Document, other: &Document| {
-        document.kind() == other.kind() && document.name == other.name
-    };
-    let may_refer = |document: &&Document| {
-        resources::set::references(document).iter().any(|reference| {
-            let name = reference.text.rsplit('/').next();
-            changed.iter().any(|other| other.kind() == reference.kind && name == Some(&*other.name.name))
-        })
-    };
-    let others = after.iter().filter(|document| !changed.iter().any(|other| is(document, other)));
-    let broken = others.filter(may_refer).flat_map(|document| {
-        let alone = std::slice::from_ref(document);
-        let known = validate(alone, before);
-        let is_new = move |found: &Diagnostic| found.is_error() && !known.contains(found);
-        validate(alone, after).into_iter().filter(is_new).map(|mut found| {
-            found.message = format!("{}, which is stored: {}", document.label(), found.message);
-            found
-        })
-    });
-    broken.collect()
+/// What is synchronised from a custom resource is changed there.
+fn read_only(document: &Document, stored: &[StoredDocument], verb: &str) -> Option<Diagnostic> {
+    let (kind, name) = (document.kind(), &document.name);
+    let is_it = |stored: &&StoredDocument| stored.kind == kind && stored.name == *name;
+    let Owner::CustomResource { .. } = stored.iter().find(is_it)?.owner else { return None };
+    let namespace = name.namespace.as_ref().map(|namespace| format!(" -n {namespace}")).unwrap_or_default();
+    let message = format!("{} is synchronised from a custom resource", document.label());
+    let resource = format!("{}.{}", kind.plural(), resources::crd::GROUP);
+    Some(
+        Diagnostic::error(Code::ReadOnlyDocument, document.at("/metadata/name"), message)
+            .help(format!("`kubectl{namespace} {verb} {resource} {}`", name.name)),
+    )
 }
 
 /// What belongs to no namespace is found from every one.

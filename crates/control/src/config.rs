@@ -151,6 +151,11 @@ pub struct Settings {
     )]
     pub enforce_namespace: Vec<String>,
 
+    /// Take the documents of a cluster's custom resources, and the egress modes of its namespaces. Which cluster: that of
+    /// the pod, or of `KUBECONFIG`.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_KUBERNETES")]
+    pub kubernetes: bool,
+
     /// More roots (PEM) for issuers of evidence, beside the system's.
     #[arg(long, env = "COUNTERSIGN_CONTROL_ROOTS", value_name = "FILE")]
     pub roots: Option<PathBuf>,

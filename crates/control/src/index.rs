@@ -28,13 +28,13 @@ pub struct Policies {
     compiled: Compiled,
     blocks: Vec<Block>,
     bypasses: Vec<Bypass>,
+    egress: EgressDefaults,
     recipes: BTreeMap<ResourceRef, (CredentialProviderSpec, u64)>,
 }
 
 /// The policies of this moment, and the slices that were cut from them.
 pub struct Index {
     policies: watch::Receiver<Arc<Policies>>,
-    egress: EgressDefaults,
     cut: Mutex<HashMap<SpiffeId, Cut>>,
 }
 
@@ -53,10 +53,10 @@ impl Index {
     /// # Errors
     /// If the store fails at the start.
     pub async fn start(store: Arc<dyn Store>, egress: EgressDefaults) -> anyhow::Result<Arc<Self>> {
-        let first = Arc::new(policies(store.state().await?));
+        let first = Arc::new(policies(store.state().await?, &egress));
         let (sender, receiver) = watch::channel(first);
-        tokio::spawn(follow(store, sender));
-        Ok(Arc::new(Self { policies: receiver, egress, cut: Mutex::default() }))
+        tokio::spawn(follow(store, egress, sender));
+        Ok(Arc::new(Self { policies: receiver, cut: Mutex::default() }))
     }
 
     /// The policies of this moment.
@@ -71,16 +71,10 @@ impl Index {
         self.policies.clone()
     }
 
-    /// The egress modes that are set outside documents.
-    #[must_use]
-    pub const fn egress(&self) -> &EgressDefaults {
-        &self.egress
-    }
-
     /// A caller's slice of the policies, with the version at which it last changed.
     #[must_use]
     pub fn slice(&self, policies: &Policies, caller: &Caller) -> Slice {
-        let mut slice = policies.slice(caller, &self.egress);
+        let mut slice = policies.slice(caller);
         let content = content(&slice);
         let mut cut = self.cut.lock().unwrap_or_else(PoisonError::into_inner);
         if cut.len() >= CUT_MAX {
@@ -108,7 +102,7 @@ fn content(slice: &Slice) -> [u8; 32] {
     slice_hash(&message)
 }
 
-async fn follow(store: Arc<dyn Store>, policies: watch::Sender<Arc<Policies>>) {
+async fn follow(store: Arc<dyn Store>, egress: EgressDefaults, policies: watch::Sender<Arc<Policies>>) {
     loop {
         let seen = policies.borrow().version;
         let state = async {
@@ -116,7 +110,7 @@ async fn follow(store: Arc<dyn Store>, policies: watch::Sender<Arc<Policies>>) {
             if version == seen { Ok(None) } else { store.state().await.map(Some) }
         };
         match state.await {
-            Ok(Some(state)) => drop(policies.send(Arc::new(self::policies(state)))),
+            Ok(Some(state)) => drop(policies.send(Arc::new(self::policies(state, &egress)))),
             Ok(None) => {}
             Err(error) => {
                 tracing::error!(%error, "the store can't be read; the last policies stay in force");
@@ -128,7 +122,7 @@ async fn follow(store: Arc<dyn Store>, policies: watch::Sender<Arc<Policies>>) {
 
 /// Documents were validated when they were applied; one that can't be used all the same is skipped and told, and what
 /// refers to it allows nothing.
-fn policies(state: State) -> Policies {
+fn policies(state: State, configured: &EgressDefaults) -> Policies {
     let mut set = Set::default();
     let mut revisions = BTreeMap::new();
     for stored in &state.documents {
@@ -162,8 +156,14 @@ fn policies(state: State) -> Policies {
         }
         _ => None,
     });
+    let mut egress = configured.clone();
+    for (namespace, said) in state.namespaces {
+        let mode = egress.namespaces.entry(namespace).or_insert(said);
+        *mode = said.max(*mode);
+    }
     Policies {
         version: state.version,
+        egress,
         trust: trust.collect(),
         recipes: recipes.collect(),
         blocks: state.blocks.into_iter().map(|stored| stored.block).collect(),
@@ -176,9 +176,22 @@ fn policies(state: State) -> Policies {
 impl Policies {
     /// A caller's slice, at this version.
     #[must_use]
-    pub fn slice(&self, caller: &Caller, egress: &EgressDefaults) -> Slice {
+    pub fn slice(&self, caller: &Caller) -> Slice {
         let revision_of = |name: &ResourceRef| self.recipes.get(name).map_or(0, |(_, revision)| *revision);
-        self.compiled.slice_for(caller, &self.blocks, &self.bypasses, egress, self.version, &revision_of)
+        self.compiled.slice_for(
+            caller,
+            &self.blocks,
+            &self.bypasses,
+            &self.egress,
+            self.version,
+            &revision_of,
+        )
+    }
+
+    /// The egress modes that are set outside documents: by configuration, and by namespaces; the stricter one counts.
+    #[must_use]
+    pub const fn egress(&self) -> &EgressDefaults {
+        &self.egress
     }
 
     /// How many bypasses are in force.

@@ -17,6 +17,7 @@ pub mod keys;
 pub mod kubernetes;
 pub mod metrics;
 pub mod program;
+pub mod proposal;
 pub mod proxies;
 pub mod report;
 pub mod server;

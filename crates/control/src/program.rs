@@ -23,6 +23,7 @@ use crate::door::{self, Door};
 use crate::index::Index;
 use crate::issue::Issuing;
 use crate::keys::Keys;
+use crate::kubernetes::controller::Controller;
 use crate::metrics::Metrics;
 use crate::proxies::Proxies;
 use crate::services::ProxyServices;
@@ -97,6 +98,10 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         tokio::spawn(kubernetes::roots::keep_published(client, name, authority.clone()));
     }
     let index = Index::start(store.clone(), egress(settings)?).await?;
+    let controller = match settings.kubernetes {
+        true => Some(Controller::connect(store.clone(), index.clone()).await?),
+        false => None,
+    };
     let proxies = Proxies::new(metrics.proxies.clone());
     tokio::spawn(count_bypasses(index.clone(), metrics.bypasses.clone()));
     let roots = match &settings.roots {
@@ -150,6 +155,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         _ => None,
     };
     let (drain, watch) = service::drain::new();
+    let synchronising = controller.map(|controller| tokio::spawn(controller.run(watch.clone())));
     let proxies_served = configured()
         .add_service(services)
         .add_service(admin.clone())
@@ -176,6 +182,10 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     }
     drain.start();
     let _ = tokio::time::timeout(DRAIN, served).await;
+    if let Some(synchronising) = synchronising {
+        // It gives its lease back, so that the next one need not wait for its end.
+        let _ = tokio::time::timeout(DRAIN, synchronising).await;
+    }
     audit::checkpoint(&*store, &keys, now()).await?;
     tracing::info!("stopped");
     Ok(())

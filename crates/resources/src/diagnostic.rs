@@ -91,19 +91,13 @@ impl Diagnostic {
     }
 }
 
-/// A diagnostic as one sentence, for who has no text with lines: `error[CS0103]: spec.ttl: …`.
+/// A diagnostic as one sentence, for who has no text with lines: `CS0103 spec.ttl: …`.
 #[must_use]
 pub fn sentence(diagnostic: &Diagnostic) -> String {
-    let Diagnostic { code, severity, message, at, help } = diagnostic;
-    let mut text = format!("{}[{code}]: ", severity.as_str());
-    if !at.path.is_empty() {
-        let _ = write!(text, "{}: ", field(&at.path));
-    }
-    text.push_str(&printable(message));
-    if !help.is_empty() {
-        let _ = write!(text, " ({})", printable(help));
-    }
-    text
+    let Diagnostic { code, message, at, help, .. } = diagnostic;
+    let place = if at.path.is_empty() { String::new() } else { format!(" {}", field(&at.path)) };
+    let help = if help.is_empty() { String::new() } else { format!(" ({help})") };
+    printable(&format!("{code}{place}: {message}{help}"))
 }
 
 /// A path as Kubernetes writes it: `spec.allow[0].methods`.
@@ -114,9 +108,9 @@ fn field(path: &str) -> String {
             Ok(index) => {
                 let _ = write!(text, "[{index}]");
             }
-            Err(_) if text.is_empty() => text.push_str(&printable(part)),
+            Err(_) if text.is_empty() => text.push_str(part),
             Err(_) => {
-                let _ = write!(text, ".{}", printable(part));
+                let _ = write!(text, ".{part}");
             }
         }
     }

@@ -365,9 +365,12 @@ fn permitted(document: &Document, spec: &AccessPolicySpec, set: &Set, found: &mu
     if !allowed.iter().any(meant) {
         let message =
             format!("workload `{}` is not permitted destination `{}`", spec.workload, spec.destination);
+        let listed = allowed.join(", ");
         found.push(
-            Diagnostic::error(Code::NotPermitted, document.at("/spec/destination"), message)
-                .help(format!("its `destinations` are {}", allowed.join(", "))),
+            Diagnostic::error(Code::NotPermitted, document.at("/spec/destination"), message).help(format!(
+                "its `destinations` are {}",
+                if allowed.is_empty() { "none" } else { &listed }
+            )),
         );
     }
 }

@@ -8,10 +8,12 @@ pub mod sqlite;
 #[cfg(test)]
 mod suite;
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use model::audit::{Hash, Record, What};
-use model::slice::{Block, BlockTarget, Bypass};
-use model::{Caller, GrantId, InstanceId, ResourceRef, SpiffeId, UnixMillis, Version};
+use model::slice::{Block, BlockTarget, Bypass, Egress};
+use model::{Caller, GrantId, InstanceId, Namespace, ResourceRef, SpiffeId, UnixMillis, Version};
 use resources::kind::Kind;
 
 /// A document as it is stored.
@@ -29,11 +31,41 @@ pub struct StoredDocument {
     pub created_at: UnixMillis,
     /// When it last changed.
     pub changed_at: UnixMillis,
-    /// Who last changed it: `unix:UID`, `token:NAME`.
+    /// Who last changed it: `unix:UID`, `token:NAME`, or [`SYNCHRONISED`].
     pub author: String,
+    /// Whose it is.
+    pub owner: Owner,
 }
 
-/// A change to the documents.
+/// The author of what is synchronised from a cluster.
+pub const SYNCHRONISED: &str = "kubernetes";
+
+/// Whose a document is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// It was applied.
+    Applied,
+    /// A custom resource: read-only for `apply` and `delete`.
+    CustomResource {
+        /// The one that it is, of all that ever had its name.
+        uid: String,
+        /// The generation that the document says.
+        generation: i64,
+    },
+}
+
+/// What became of a synchronisation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Synchronised {
+    /// It is made, under this version.
+    Done(Version),
+    /// The documents were changed meanwhile: look again.
+    MovedOn,
+    /// A later term has begun: whoever asked is not the one to change anything.
+    Deposed,
+}
+
+/// A change to what policy is compiled from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DocumentChange {
     /// Creates or replaces.
@@ -44,6 +76,8 @@ pub enum DocumentChange {
         name: ResourceRef,
         /// The whole document as JSON.
         json: String,
+        /// Whose it is.
+        owner: Owner,
     },
     /// Removes.
     Delete {
@@ -51,6 +85,13 @@ pub enum DocumentChange {
         kind: Kind,
         /// Its name.
         name: ResourceRef,
+    },
+    /// Sets what a namespace says of egress.
+    Egress {
+        /// The namespace.
+        namespace: Namespace,
+        /// `None` if it says nothing any more.
+        egress: Option<Egress>,
     },
 }
 
@@ -87,6 +128,8 @@ pub struct State {
     pub blocks: Vec<StoredBlock>,
     /// All bypasses, those that have ended too until another is set.
     pub bypasses: Vec<StoredBypass>,
+    /// What namespaces say of egress.
+    pub namespaces: BTreeMap<Namespace, Egress>,
 }
 
 /// A proxy's proof, to be bound to its instance.
@@ -225,6 +268,18 @@ pub trait Store: Send + Sync + 'static {
         author: &str,
         now: UnixMillis,
     ) -> Result<Option<Version>, StoreError>;
+
+    /// Begins a term of synchronisation, later than all before it; changes of earlier ones are refused from now on.
+    async fn begin_term(&self) -> Result<u64, StoreError>;
+
+    /// As [`Store::change_documents`], in a term.
+    async fn synchronise(
+        &self,
+        term: u64,
+        expected: Version,
+        changes: &[DocumentChange],
+        now: UnixMillis,
+    ) -> Result<Synchronised, StoreError>;
 
     /// Sets a block; an equal target that is blocked already is left as it is (`false`).
     async fn block(

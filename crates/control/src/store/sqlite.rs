@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use model::audit::{Administration, Event, Hash, Record, What};
 use model::name::Namespace;
-use model::slice::{Block, BlockTarget, Bypass};
+use model::slice::{Block, BlockTarget, Bypass, Egress};
 use model::{Attestation, Caller, GrantId, InstanceId, ResourceRef, SpiffeId, UnixMillis, Version};
 use resources::kind::Kind;
 use sqlx::sqlite::{
@@ -17,8 +17,8 @@ use tokio::sync::watch;
 
 use super::seal::{Sealed, SealingKey};
 use super::{
-    Binding, Bound, Checkpoint, DocumentChange, Head, State, Store, StoreError, StoredBlock, StoredBypass,
-    StoredDocument, StoredGrant, StoredKey,
+    Binding, Bound, Checkpoint, DocumentChange, Head, Owner, SYNCHRONISED, State, Store, StoreError,
+    StoredBlock, StoredBypass, StoredDocument, StoredGrant, StoredKey, Synchronised,
 };
 
 /// A store in one file.
@@ -119,6 +119,25 @@ impl SqliteStore {
         Ok(())
     }
 
+    /// Makes changes under the next revision, and records each.
+    async fn make(
+        &self,
+        mut tx: Tx<'static>,
+        changes: &[DocumentChange],
+        author: &str,
+        now: UnixMillis,
+    ) -> Result<Version> {
+        let version = bump(&mut tx).await?;
+        let mut events = Vec::new();
+        for change in changes {
+            let (object, verb, reason) = make_one(&mut tx, change, version, author, now).await?;
+            events.push(administration(author, verb, object, version, reason));
+        }
+        self.append_own(&mut tx, &events, now).await?;
+        self.commit_version(tx, version).await?;
+        Ok(version)
+    }
+
     async fn append_own(&self, tx: &mut Tx<'_>, events: &[What], now: UnixMillis) -> Result<()> {
         let (mut sequence, mut hash) = match head_of(tx, &self.stream).await? {
             Some(head) => (head.sequence, head.hash),
@@ -140,6 +159,79 @@ impl SqliteStore {
 fn restrict(path: &Path) -> std::io::Result<()> {
     use std::os::unix::fs::PermissionsExt as _;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+}
+
+/// Makes a change. Returns what audit says of it: the object, the verb and the reason.
+async fn make_one(
+    tx: &mut Tx<'_>,
+    change: &DocumentChange,
+    version: Version,
+    author: &str,
+    now: UnixMillis,
+) -> Result<(String, &'static str, &'static str)> {
+    let label = |kind: &Kind, name: &ResourceRef| format!("{}/{name}", kind.lower());
+    match change {
+        DocumentChange::Put { kind, name, json, owner } => {
+            let (uid, generation) = match owner {
+                Owner::Applied => (None, None),
+                Owner::CustomResource { uid, generation } => (Some(uid), Some(*generation)),
+            };
+            let there = sqlx::query("SELECT 1 FROM documents WHERE kind = ? AND name = ?")
+                .bind(kind.as_str())
+                .bind(name.to_string())
+                .fetch_optional(&mut **tx)
+                .await?
+                .is_some();
+            sqlx::query(
+                "INSERT INTO documents (kind, name, json, revision, created_at, changed_at, author, owner_uid, \
+                 owner_generation) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET \
+                 json = excluded.json, revision = excluded.revision, changed_at = excluded.changed_at, \
+                 author = excluded.author, owner_uid = excluded.owner_uid, \
+                 owner_generation = excluded.owner_generation",
+            )
+            .bind(kind.as_str())
+            .bind(name.to_string())
+            .bind(json)
+            .bind(signed(version.revision)?)
+            .bind(now.0)
+            .bind(now.0)
+            .bind(author)
+            .bind(uid)
+            .bind(generation)
+            .execute(&mut **tx)
+            .await?;
+            Ok((label(kind, name), if there { "configured" } else { "created" }, ""))
+        }
+        DocumentChange::Delete { kind, name } => {
+            sqlx::query("DELETE FROM documents WHERE kind = ? AND name = ?")
+                .bind(kind.as_str())
+                .bind(name.to_string())
+                .execute(&mut **tx)
+                .await?;
+            Ok((label(kind, name), "deleted", ""))
+        }
+        DocumentChange::Egress { namespace, egress } => {
+            let mode = egress.map(Egress::as_str);
+            let query = match mode {
+                Some(_) => {
+                    "INSERT INTO namespaces (name, egress) VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET \
+                     egress = excluded.egress"
+                }
+                None => "DELETE FROM namespaces WHERE name = ?",
+            };
+            let query = sqlx::query(query).bind(namespace.as_str());
+            match mode {
+                Some(mode) => query.bind(mode).execute(&mut **tx).await?,
+                None => query.execute(&mut **tx).await?,
+            };
+            let reason = match egress {
+                Some(Egress::Enforce) => "egress mode enforce",
+                Some(Egress::Observe) => "egress mode observe",
+                None => "no egress mode of its own",
+            };
+            Ok((format!("namespace/{namespace}"), "configured", reason))
+        }
+    }
 }
 
 async fn bump(tx: &mut Tx<'_>) -> Result<Version> {
@@ -199,7 +291,20 @@ fn document_of(row: &SqliteRow) -> Result<StoredDocument> {
         created_at: time(row, "created_at")?,
         changed_at: time(row, "changed_at")?,
         author: row.try_get("author")?,
+        owner: match row.try_get::<Option<String>, _>("owner_uid")? {
+            None => Owner::Applied,
+            Some(uid) => Owner::CustomResource {
+                uid,
+                generation: row.try_get::<Option<i64>, _>("owner_generation")?.unwrap_or_default(),
+            },
+        },
     })
+}
+
+fn namespace_of(row: &SqliteRow) -> Result<(Namespace, Egress)> {
+    let name = Namespace::new(row.try_get("name")?).map_err(|_| corrupt("a namespace is not one"))?;
+    let egress = resources::values::egress(row.try_get("egress")?);
+    Ok((name, egress.ok_or_else(|| corrupt("an egress mode is not known"))?))
 }
 
 /// A block's target as two columns.
@@ -348,11 +453,13 @@ impl Store for SqliteStore {
             sqlx::query("SELECT * FROM documents ORDER BY kind, name").fetch_all(&mut *tx).await?;
         let blocks = sqlx::query("SELECT * FROM blocks ORDER BY since, id").fetch_all(&mut *tx).await?;
         let bypasses = sqlx::query("SELECT * FROM bypasses ORDER BY workload").fetch_all(&mut *tx).await?;
+        let namespaces = sqlx::query("SELECT * FROM namespaces").fetch_all(&mut *tx).await?;
         Ok(State {
             version,
             documents: documents.iter().map(document_of).collect::<Result<_>>()?,
             blocks: blocks.iter().map(block_of).collect::<Result<_>>()?,
             bypasses: bypasses.iter().map(bypass_of).collect::<Result<_>>()?,
+            namespaces: namespaces.iter().map(namespace_of).collect::<Result<_>>()?,
         })
     }
 
@@ -378,47 +485,39 @@ impl Store for SqliteStore {
         if version_of(&mut tx).await? != expected {
             return Ok(None);
         }
-        let version = bump(&mut tx).await?;
-        let mut events = Vec::new();
-        for change in changes {
-            let (kind, name, verb) = match change {
-                DocumentChange::Put { kind, name, json } => {
-                    let there = sqlx::query("SELECT 1 FROM documents WHERE kind = ? AND name = ?")
-                        .bind(kind.as_str())
-                        .bind(name.to_string())
-                        .fetch_optional(&mut *tx)
-                        .await?
-                        .is_some();
-                    sqlx::query(
-                        "INSERT INTO documents (kind, name, json, revision, created_at, changed_at, author) \
-                         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (kind, name) DO UPDATE SET json = excluded.json, \
-                         revision = excluded.revision, changed_at = excluded.changed_at, author = excluded.author",
-                    )
-                    .bind(kind.as_str())
-                    .bind(name.to_string())
-                    .bind(json)
-                    .bind(signed(version.revision)?)
-                    .bind(now.0)
-                    .bind(now.0)
-                    .bind(author)
-                    .execute(&mut *tx)
-                    .await?;
-                    (kind, name, if there { "configured" } else { "created" })
-                }
-                DocumentChange::Delete { kind, name } => {
-                    sqlx::query("DELETE FROM documents WHERE kind = ? AND name = ?")
-                        .bind(kind.as_str())
-                        .bind(name.to_string())
-                        .execute(&mut *tx)
-                        .await?;
-                    (kind, name, "deleted")
-                }
-            };
-            events.push(administration(author, verb, format!("{}/{name}", kind.lower()), version, ""));
-        }
-        self.append_own(&mut tx, &events, now).await?;
-        self.commit_version(tx, version).await?;
+        let version = self.make(tx, changes, author, now).await?;
         Ok(Some(version))
+    }
+
+    async fn begin_term(&self) -> Result<u64> {
+        let _writing = self.writing.lock().await;
+        let row = sqlx::query(
+            "INSERT INTO meta (key, value) VALUES ('term', 1) ON CONFLICT (key) DO UPDATE SET value = value + 1 \
+             RETURNING value",
+        )
+        .fetch_one(&self.pool)
+        .await?;
+        unsigned(row.try_get("value")?)
+    }
+
+    async fn synchronise(
+        &self,
+        term: u64,
+        expected: Version,
+        changes: &[DocumentChange],
+        now: UnixMillis,
+    ) -> Result<Synchronised> {
+        let _writing = self.writing.lock().await;
+        let mut tx = self.begin().await?;
+        let row = sqlx::query("SELECT value FROM meta WHERE key = 'term'").fetch_optional(&mut *tx).await?;
+        let current = row.map(|row| unsigned(row.try_get("value")?)).transpose()?;
+        if current != Some(term) {
+            return Ok(Synchronised::Deposed);
+        }
+        if version_of(&mut tx).await? != expected {
+            return Ok(Synchronised::MovedOn);
+        }
+        Ok(Synchronised::Done(self.make(tx, changes, SYNCHRONISED, now).await?))
     }
 
     async fn block(

@@ -18,7 +18,8 @@ async fn sqlite(directory: &std::path::Path) -> SqliteStore {
 }
 
 fn put(name: &str, json: &str) -> DocumentChange {
-    DocumentChange::Put { kind: Kind::Workload, name: name.parse().unwrap(), json: json.into() }
+    let owner = Owner::Applied;
+    DocumentChange::Put { kind: Kind::Workload, name: name.parse().unwrap(), json: json.into(), owner }
 }
 
 fn binding(key: u8, issued_at: i64) -> Binding {
@@ -250,4 +251,50 @@ async fn a_bypass_replaces_the_one_before_and_can_be_lifted_while_it_lasts() {
         events.iter().map(|record| String::from_utf8_lossy(&record.payload).into_owned()).collect();
     assert_eq!(payloads.len(), 3, "each is recorded: {payloads:?}");
     assert!(payloads[1].contains("why (bypass two until "), "{}", payloads[1]);
+}
+
+#[tokio::test]
+async fn only_the_latest_term_synchronises_and_what_it_writes_has_its_owner() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = sqlite(directory.path()).await;
+    let begin = store.version().await.unwrap();
+    assert_eq!(store.synchronise(1, begin, &[], NOW).await.unwrap(), Synchronised::Deposed, "none has begun");
+    let old = store.begin_term().await.unwrap();
+    let new = store.begin_term().await.unwrap();
+    assert!(new > old);
+    let owner = Owner::CustomResource { uid: "u".into(), generation: 3 };
+    let put = |owner: &Owner| DocumentChange::Put {
+        kind: Kind::Workload,
+        name: "a/x".parse().unwrap(),
+        json: "{}".into(),
+        owner: owner.clone(),
+    };
+    let changes = [put(&owner)];
+    assert_eq!(store.synchronise(old, begin, &changes, NOW).await.unwrap(), Synchronised::Deposed);
+    assert_eq!(store.version().await.unwrap(), begin, "nothing was written");
+    let Synchronised::Done(version) = store.synchronise(new, begin, &changes, NOW).await.unwrap() else {
+        panic!("the latest term was refused")
+    };
+    assert_eq!(store.synchronise(new, begin, &changes, NOW).await.unwrap(), Synchronised::MovedOn);
+    let documents = store.state().await.unwrap().documents;
+    assert_eq!((&documents[0].owner, documents[0].author.as_str()), (&owner, SYNCHRONISED));
+    // Who applies a document takes it over; whether he may is not the store's question.
+    store.change_documents(version, &[put(&Owner::Applied)], "unix:0", NOW).await.unwrap().unwrap();
+    assert_eq!(store.state().await.unwrap().documents[0].owner, Owner::Applied);
+    drop(store);
+    let store = sqlite(directory.path()).await;
+    assert!(store.begin_term().await.unwrap() > new, "terms survive a restart");
+}
+
+#[tokio::test]
+async fn namespaces_say_their_egress_mode_until_they_say_nothing() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = sqlite(directory.path()).await;
+    let set = |egress| DocumentChange::Egress { namespace: Namespace::new("a").unwrap(), egress };
+    for egress in [Some(Egress::Observe), Some(Egress::Enforce), None] {
+        let version = store.version().await.unwrap();
+        store.change_documents(version, &[set(egress)], "unix:0", NOW).await.unwrap().unwrap();
+        let said = store.state().await.unwrap().namespaces;
+        assert_eq!(said.get(&Namespace::new("a").unwrap()).copied(), egress);
+    }
 }
