@@ -117,6 +117,31 @@ fn condition(cluster: &Cluster, path: &str, wanted: &str) -> String {
     found.unwrap_or_else(|error| panic!("{path}: {error}\n{last:#}"))
 }
 
+/// The address of loopback that the cluster has for itself.
+fn address(cluster: &Cluster) -> Ipv4Addr {
+    cluster.url().trim_start_matches("https://").split(':').next().unwrap().parse().unwrap()
+}
+
+/// For a program with the rights of the control plane.
+fn kubeconfig(cluster: &Cluster) -> PathBuf {
+    let spec = json!({ "audiences": [tests::cluster::ISSUER], "expirationSeconds": 3600 });
+    let object = json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": spec });
+    let account = "/api/v1/namespaces/default/serviceaccounts/default";
+    cluster.wait_for("the service account", || Ok(cluster.get(account).ok())).unwrap();
+    let token = cluster.create(&format!("{account}/token"), &object).unwrap();
+    cluster.kubeconfig(Identity::Bearer(token["status"]["token"].as_str().unwrap())).unwrap()
+}
+
+/// Waits until a program of ours says that it is ready.
+fn ready(cluster: &Cluster, health: &str, process: &Process) {
+    let url = format!("http://{health}/readyz");
+    let asked = || {
+        let asked = cluster.command("curl").args(["-sf", &url]).output(Duration::from_secs(10))?;
+        Ok(asked.success().then_some(()))
+    };
+    cluster.wait_for("readiness", asked).unwrap_or_else(|error| panic!("{error}\n{}", process.tail()));
+}
+
 /// A replica of the control plane.
 struct Control<'a> {
     cluster: &'a Cluster,
@@ -128,18 +153,11 @@ impl<'a> Control<'a> {
     /// Starts one, over a state directory that may be another's too.
     fn start(cluster: &'a Cluster, number: u16, state: &str) -> Self {
         let directory = cluster.write("control/made", "").unwrap().parent().unwrap().to_owned();
-        let host = cluster.url();
-        let ip: Ipv4Addr = host.trim_start_matches("https://").split(':').next().unwrap().parse().unwrap();
+        let ip = address(cluster);
         let at = |port: u16| format!("{ip}:{}", port + 10 * number);
         let file = |name: &str| directory.join(name).display().to_string();
         let (state, socket) = (file(state), file(&format!("{number}.sock")));
-        let account = json!({ "audiences": [tests::cluster::ISSUER], "expirationSeconds": 3600 });
-        let object = json!({
-            "apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": account });
-        let token =
-            cluster.create("/api/v1/namespaces/default/serviceaccounts/default/token", &object).unwrap();
-        let kubeconfig =
-            cluster.kubeconfig(Identity::Bearer(token["status"]["token"].as_str().unwrap())).unwrap();
+        let kubeconfig = kubeconfig(cluster);
         let arguments = [
             ["--state", &state],
             ["--listen", &at(8440)],
@@ -157,13 +175,7 @@ impl<'a> Control<'a> {
         let log = directory.join(format!("{number}.log"));
         let process = command.start("countersign-control", &log).unwrap();
         let control = Self { cluster, process, socket };
-        let ready = format!("http://{}/readyz", at(8442));
-        cluster
-            .wait_for("the control plane", || {
-                let asked = cluster.command("curl").args(["-sf", &ready]).output(Duration::from_secs(10))?;
-                Ok(asked.success().then_some(()))
-            })
-            .unwrap_or_else(|error| panic!("{error}\n{}", control.process.tail()));
+        ready(cluster, &at(8442), &control.process);
         control
     }
 

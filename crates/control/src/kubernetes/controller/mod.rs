@@ -15,21 +15,14 @@ use anyhow::Context as _;
 use futures_util::StreamExt as _;
 use kube::Client;
 use service::drain;
-use tokio::time::Instant;
 
 use lease::Election;
-use observe::{Cluster, Telling};
+use observe::Cluster;
 use report::Reporter;
 
 use crate::index::{self, Index};
 use crate::now;
 use crate::store::{Store, Synchronised};
-
-/// Changes that come closer together than this are one: `kubectl apply -f` sends its documents one by one.
-const QUIET: Duration = Duration::from_millis(50);
-
-/// But nothing waits longer than this: a change is to be in force everywhere within a second.
-const GATHER_MAX: Duration = Duration::from_millis(250);
 
 /// How often a plan is made again because something else changed in the store meanwhile.
 const ATTEMPTS: usize = 5;
@@ -126,14 +119,14 @@ impl Controller {
                     return Ended::Failed(anyhow::anyhow!("the index has ended"));
                 },
             }
-            gather(&mut telling, &mut cluster).await;
+            observe::gather(&mut telling, &mut cluster).await;
             while cluster.is_whole() {
                 match self.reconcile(term, &cluster, &reporter).await {
                     Ok(()) => break,
                     Err(Ended::Failed(error)) => {
                         tracing::error!("custom resources could not be synchronised: {error:#}");
                         tokio::time::sleep(AGAIN).await;
-                        gather(&mut telling, &mut cluster).await;
+                        observe::gather(&mut telling, &mut cluster).await;
                     }
                     Err(deposed) => return deposed,
                 }
@@ -167,14 +160,5 @@ impl Controller {
             return Ok(());
         }
         Err(Ended::Failed(anyhow::anyhow!("the store keeps changing")))
-    }
-}
-
-/// Takes in what comes right behind.
-async fn gather(telling: &mut Telling, cluster: &mut Cluster) {
-    let end = Instant::now() + GATHER_MAX;
-    while let Ok(Some(told)) = tokio::time::timeout_at(end.min(Instant::now() + QUIET), telling.next()).await
-    {
-        cluster.hear(told);
     }
 }

@@ -1,6 +1,7 @@
 //! What the cluster has, kept current by watches: our custom resources, and what namespaces say of egress.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::{BoxStream, SelectAll, select_all};
@@ -13,10 +14,17 @@ use kube::{Api, Client};
 use model::slice::Egress;
 use model::{Namespace, ResourceRef};
 use resources::kind::Kind;
+use tokio::time::Instant;
 
 use super::plan::Observed;
 use super::resource::{Resource, api_resource};
 use crate::kubernetes::inject::names;
+
+/// Changes that come closer together than this are one: `kubectl apply -f` sends its documents one by one.
+const QUIET: Duration = Duration::from_millis(50);
+
+/// But nothing waits longer than this: a change is to be in force everywhere within a second.
+const GATHER_MAX: Duration = Duration::from_millis(250);
 
 /// Something that the API server tells.
 pub enum Told {
@@ -32,7 +40,6 @@ pub enum Told {
 pub type Telling = SelectAll<BoxStream<'static, Told>>;
 
 /// Begins to watch everything: what is listed first is as of now or later.
-#[must_use]
 pub fn watch(client: &Client) -> Telling {
     let mut streams: Vec<BoxStream<'static, Told>> = Kind::ALL
         .into_iter()
@@ -55,6 +62,15 @@ pub fn watch(client: &Client) -> Telling {
         });
     streams.push(namespaces.boxed());
     select_all(streams)
+}
+
+/// Takes in what comes right behind.
+pub async fn gather(telling: &mut Telling, cluster: &mut Cluster) {
+    let end = Instant::now() + GATHER_MAX;
+    while let Ok(Some(told)) = tokio::time::timeout_at(end.min(Instant::now() + QUIET), telling.next()).await
+    {
+        cluster.hear(told);
+    }
 }
 
 /// What is known of the cluster.

@@ -3,6 +3,7 @@
 //! Replicas hold nothing that another one needs, so there may be as many as one likes.
 
 pub mod certificate;
+pub mod documents;
 pub mod door;
 pub mod injection;
 pub mod issued;
@@ -27,6 +28,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use certificate::{Files, Shown};
+use documents::Documents;
 use injection::Injection;
 use issued::Issued;
 use metrics::Metrics;
@@ -85,13 +87,14 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     let waiting = readiness.block("the control plane's root key");
     let injection = settings_of_injection(settings.clone(), &namespace, client.clone()).await?;
     drop(waiting);
+    let documents = Documents::watch(client.clone(), settings.egress_mode());
     tokio::spawn(notes::keep_telling(client));
 
     let listener = TcpListener::bind(settings.listen)
         .await
         .with_context(|| format!("could not listen on {} for the API server", settings.listen))?;
     let (drain, drained) = drain::new();
-    let router = routes(Injection { settings: injection, namespaces, metrics });
+    let router = routes(Injection { settings: injection, namespaces, metrics }, documents);
     let mut serving = tokio::spawn(door::serve(listener, tls, router, drained));
     tokio::spawn(log.serve_signals());
     drop(starting);
@@ -111,8 +114,10 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
 }
 
 /// What is served. Each path is a webhook of its own.
-fn routes(injection: Injection) -> Router {
-    Router::new().route("/inject", review::route(move |request| injection.clone().answer(request)))
+fn routes(injection: Injection, documents: Documents) -> Router {
+    Router::new()
+        .route("/inject", review::route(move |request| injection.clone().answer(request)))
+        .route("/validate", review::route(move |request| documents.clone().answer(request)))
 }
 
 /// Has a certificate shown, and from then on always the newest one.

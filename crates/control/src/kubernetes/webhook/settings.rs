@@ -235,10 +235,16 @@ impl Settings {
                 NativeSidecars::Always => true,
                 NativeSidecars::Never => false,
             },
-            egress: match self.egress {
-                Egress::Observe => model::slice::Egress::Observe,
-                Egress::Enforce => model::slice::Egress::Enforce,
-            },
+            egress: self.egress_mode(),
+        }
+    }
+
+    /// Egress mode of namespaces that say nothing.
+    #[must_use]
+    pub const fn egress_mode(&self) -> model::slice::Egress {
+        match self.egress {
+            Egress::Observe => model::slice::Egress::Observe,
+            Egress::Enforce => model::slice::Egress::Enforce,
         }
     }
 
