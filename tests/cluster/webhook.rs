@@ -14,6 +14,7 @@ pub(crate) const TESTS: &[Test] = crate::tests![
     what_a_pod_s_author_should_know_becomes_events_once,
     its_certificate_is_its_own_and_the_api_server_knows_it,
     a_changed_label_or_root_counts_at_once,
+    the_control_plane_writes_its_roots_into_a_config_map,
 ];
 
 /// What injection is told apart from what a test is about.
@@ -241,6 +242,14 @@ fn pods_of_opted_in_namespaces_get_their_proxy(cluster: &Cluster) {
     let mut job = pod("job");
     job["spec"]["restartPolicy"] = json!("Never");
     assert!(webhook.create(&shop, &job).text().contains("1.29"), "a job's pod would never end");
+    // An API server as old as this one does not show what a debug container joins.
+    let debugger = json!([{ "name": "debug", "image": "registry.example/debug:1" }]);
+    let list = json!({ "apiVersion": "v1", "kind": "EphemeralContainers", "metadata": { "name": "web-1" },
+        "ephemeralContainers": debugger });
+    let path = shop.path("pods/web-1/ephemeralcontainers");
+    let refused = cluster.request(Identity::Admin, "PUT", &path, Some(&list)).unwrap();
+    assert_eq!(refused.status, 403, "{}", refused.text());
+    assert!(refused.text().contains("debug containers need"), "{}", refused.text());
     // A pod that opts out, and a namespace that did not opt in.
     let mut out = pod("out");
     out["metadata"]["labels"] = json!({ "countersign.dev/inject": "disabled" });
@@ -339,4 +348,57 @@ fn a_changed_label_or_root_counts_at_once(cluster: &Cluster) {
     let changed = cluster
         .wait_for("the next root", || Ok(fingerprint(&create()).filter(|fingerprint| *fingerprint != first)));
     assert!(changed.unwrap().starts_with("sha256:"));
+}
+
+fn the_control_plane_writes_its_roots_into_a_config_map(cluster: &Cluster) {
+    let home = cluster.namespace("control").unwrap();
+    home.service_account("control").unwrap();
+    let service = json!({ "metadata": { "name": "control" }, "spec": { "ports": [{ "port": 8440 }] } });
+    let created = cluster.create(&home.path("services"), &service).unwrap();
+    let address = created["spec"]["clusterIP"].as_str().unwrap();
+    // Outside of a cluster it is the namespace `default`.
+    let roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    let (name, map) = (home.name(), format!("roots-of-{}", home.name()));
+    let rules = json!([
+        { "apiGroups": [""], "resources": ["configmaps"], "verbs": ["create"] },
+        { "apiGroups": [""], "resources": ["configmaps"], "resourceNames": [map], "verbs": ["get", "patch"] },
+    ]);
+    let metadata = json!({ "name": name });
+    cluster.create(&format!("{roles}/roles"), &json!({ "metadata": metadata, "rules": rules })).unwrap();
+    let binding = json!({
+        "metadata": metadata,
+        "roleRef": { "apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name },
+        "subjects": [{ "kind": "ServiceAccount", "name": "control", "namespace": name }],
+    });
+    cluster.create(&format!("{roles}/rolebindings"), &binding).unwrap();
+    let token = home.token(Identity::Admin, "control", &json!({ "audiences": [ISSUER] })).unwrap();
+    let kubeconfig = cluster.kubeconfig(Identity::Bearer(&token)).unwrap().display().to_string();
+    let directory =
+        cluster.write(&format!("{name}/made"), "").unwrap().parent().unwrap().display().to_string();
+    let args = [
+        "serve".to_owned(),
+        format!("--state={directory}/state"),
+        format!("--socket={directory}/control.sock"),
+        format!("--listen={address}:8440"),
+        format!("--discovery-listen={address}:8441"),
+        format!("--health={address}:8442"),
+        "--issuer-url=https://issuer.example".to_owned(),
+        "--trust-domain=example.org".to_owned(),
+        format!("--ca-out={directory}/ca.pem"),
+        format!("--ca-config-map={map}"),
+    ];
+    let environment = [("KUBECONFIG", kubeconfig)];
+    let process = cluster.start_ours("countersign-control", &args, &environment, name).unwrap();
+    let path = format!("/api/v1/namespaces/default/configmaps/{map}");
+    let written = cluster.wait_for("the ConfigMap", || {
+        let answer = cluster.request(Identity::Admin, "GET", &path, None)?;
+        Ok(if answer.status == 200 { Some(answer.json()?) } else { None })
+    });
+    let written = written.unwrap_or_else(|error| panic!("{error:#}\n{}", process.tail()));
+    let roots = std::fs::read_to_string(cluster.path(&format!("{name}/ca.pem"))).unwrap();
+    assert_eq!(written["data"]["ca.crt"], json!(roots));
+    cluster.delete(&path).unwrap();
+    for kind in ["roles", "rolebindings"] {
+        cluster.delete(&format!("{roles}/{kind}/{name}")).unwrap();
+    }
 }
