@@ -209,5 +209,6 @@ pub(crate) fn hold(stage: &mut Stage, http2: bool, seconds: u64) -> anyhow::Resu
     while std::time::Instant::now() < end {
         round_of_ours(stage, http2)?;
     }
-    Ok(())
+    // In order: a profiler under which it runs may have something to write.
+    stage.ours.proxy().terminate().map(drop)
 }

@@ -1,6 +1,7 @@
 //! Why a call would be, or was, allowed or denied: the nine stages, each with what it found.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use model::audit::{Event, What};
 use model::name::{HostName, SpiffeId};
@@ -73,6 +74,7 @@ pub fn hypothetical(
         stages.set("protocol", "fail", [Code::PlainHttp.entry().title.to_owned()]);
         return Ok(stages.response(Some(Code::PlainHttp), "DENIED CS3008".to_owned(), String::new(), &[]));
     }
+    let caller = Arc::new(caller);
     let question = Question { caller: &caller, destination: &destination, request: &facts, now: now() };
     let explanation = snapshot.explain(&question);
     let mut lines = vec![String::new()];

@@ -121,8 +121,9 @@ impl Issuing {
                     format!("no policy covers {} for this caller", asked.request.host),
                 )
             })?;
-        let decision =
-            snapshot.decide(&Question { caller, destination, request: &asked.request, now: now() });
+        let caller = Arc::new(caller.clone());
+        let question = Question { caller: &caller, destination, request: &asked.request, now: now() };
+        let decision = snapshot.decide(&question);
         let ttl = match &decision.verdict {
             Verdict::Deny { code: Code::Blocked, reason } => {
                 return Err(Failure::new(Code::Blocked, reason.clone()));
@@ -140,7 +141,7 @@ impl Issuing {
             .recipe(&asked.provider)
             .ok_or_else(|| Failure::new(Code::IssueDenied, "there is no such credential provider"))?;
         let signer = self.keys.signing(now()).await.map_err(store_failure)?;
-        let issued = issuers::jwt::issue(&recipe.jwt, &self.issuer_url, caller, ttl, &signer, now())?;
+        let issued = issuers::jwt::issue(&recipe.jwt, &self.issuer_url, &caller, ttl, &signer, now())?;
         Ok(Made {
             issued,
             policies: decision.policies.clone(),

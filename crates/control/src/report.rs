@@ -55,31 +55,25 @@ async fn take(
     bound: &mut HashSet<String>,
 ) -> Result<Vec<(String, u64)>, Failure> {
     let malformed = |what: &str| Failure::new(Code::ChainBroken, format!("the report's {what} is not one"));
-    if request.records.len() > BATCH_MAX {
+    if request.payloads.len() > BATCH_MAX {
         return Err(malformed("size"));
     }
-    let records: Vec<Record> = request
-        .records
-        .iter()
-        .map(|record| Record::try_from(record).map_err(|invalid| malformed(invalid.0)))
-        .collect::<Result<_, _>>()?;
-    for record in &records {
-        if bound.contains(&record.stream) {
-            continue;
-        }
-        if !is_proxy_stream(&record.stream) {
+    if !bound.contains(&request.stream) {
+        let stream = &request.stream;
+        if !is_proxy_stream(stream) {
             return Err(malformed("stream"));
         }
         let ours = store
-            .bind_stream(&record.stream, &binding.caller.id, &binding.instance, now())
+            .bind_stream(stream, &binding.caller.id, &binding.instance, now())
             .await
             .map_err(store_failure)?;
         if !ours {
-            let detail = format!("stream {} belongs to another caller or instance", record.stream);
+            let detail = format!("stream {stream} belongs to another caller or instance");
             return Err(Failure::new(Code::WrongCaller, detail));
         }
-        bound.insert(record.stream.clone());
+        bound.insert(stream.clone());
     }
+    let records = Vec::<Record>::try_from(request).map_err(|invalid| malformed(invalid.0))?;
     store.append_records(&records, now()).await.map_err(|error| match error {
         StoreError::Chain { .. } => Failure::new(Code::ChainBroken, error.to_string()),
         error => store_failure(error),

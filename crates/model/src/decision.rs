@@ -80,14 +80,17 @@ pub struct DecisionId(pub u64);
 
 const CROCKFORD: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
 
+impl DecisionId {
+    /// Its characters, which are ASCII.
+    #[must_use]
+    pub fn digits(self) -> [u8; 13] {
+        std::array::from_fn(|i| CROCKFORD[(self.0 >> (60 - 5 * i)) as usize & 31])
+    }
+}
+
 impl fmt::Display for DecisionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut text = [0_u8; 13];
-        for (i, slot) in text.iter_mut().enumerate() {
-            let shift = 60 - 5 * i;
-            *slot = CROCKFORD[(self.0 >> shift) as usize & 31];
-        }
-        f.write_str(std::str::from_utf8(&text).unwrap_or_default())
+        f.write_str(std::str::from_utf8(&self.digits()).unwrap_or_default())
     }
 }
 

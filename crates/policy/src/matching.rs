@@ -39,7 +39,9 @@ fn is_everything(template: &str) -> bool {
 #[must_use]
 pub fn template_matches(template: &str, path: &str) -> bool {
     // Most paths are of another template, which this shows without a look at their segments.
-    let Some(literal) = template.find("/*") else { return template.starts_with('/') && template == path };
+    let Some(literal) = template.as_bytes().array_windows().position(|pair| pair == b"/*") else {
+        return template.starts_with('/') && template == path;
+    };
     if !path.starts_with(&template[..literal]) {
         return false;
     }

@@ -24,7 +24,7 @@ use crate::windows::{Condition, Held};
 #[derive(Clone, Copy, Debug)]
 pub struct Question<'a> {
     /// Who calls, as attested last.
-    pub caller: &'a Caller,
+    pub caller: &'a Arc<Caller>,
     /// What is called: one of the slice's destinations.
     pub destination: &'a Destination,
     /// What is asked of it.
@@ -45,7 +45,8 @@ pub struct Snapshot {
     exact: HashMap<HostName, Vec<usize>>,
     wildcard: HashMap<HostName, Vec<usize>>,
     by_destination: HashMap<ResourceRef, Concern>,
-    conditions: HashMap<ResourceRef, Condition>,
+    /// In the order of the slice's.
+    conditions: Vec<Condition>,
     policies: PolicySet,
     authorizer: Authorizer,
     decided: ArcSwap<Decided>,
@@ -54,7 +55,7 @@ pub struct Snapshot {
 /// Decisions that may be used again: by all that Cedar can see of the question, for one caller as it was attested.
 #[derive(Clone)]
 struct Decided {
-    caller: Caller,
+    caller: Arc<Caller>,
     decisions: HashMap<Key, Arc<Decision>>,
 }
 
@@ -106,14 +107,15 @@ impl Snapshot {
             }
             policies.add(parsed).map_err(|error| Refused(error.to_string()))?;
         }
-        let mut conditions = HashMap::new();
+        let mut conditions = Vec::with_capacity(slice.conditions.len());
         for condition in &slice.conditions {
             let ready = Condition::new(&condition.kind)
                 .map_err(|problem| Refused(format!("condition {}: {problem}", condition.name)))?;
-            conditions.insert(condition.name.clone(), ready);
+            conditions.push(ready);
         }
         for policy in &slice.policies {
-            if let Some(missing) = policy.conditions.iter().find(|name| !conditions.contains_key(name)) {
+            let is_there = |name: &ResourceRef| slice.conditions.iter().any(|there| there.name == *name);
+            if let Some(missing) = policy.conditions.iter().find(|name| !is_there(name)) {
                 return Err(Refused(format!(
                     "policy {} names condition {missing}, which is not there",
                     policy.name
@@ -135,7 +137,7 @@ impl Snapshot {
             .enumerate()
             .map(|(index, destination)| (destination.name.clone(), concern(&slice, &sees, index)))
             .collect();
-        let decided = Decided { caller: slice.caller.clone(), decisions: HashMap::new() };
+        let decided = Decided { caller: Arc::new(slice.caller.clone()), decisions: HashMap::new() };
         Ok(Self {
             slice,
             destinations,
@@ -241,10 +243,12 @@ impl Snapshot {
         let decided = self.decided.load();
         let known = decided.decisions.get(key)?;
         let good = known.valid_until > question.now && known.valid_until <= until;
-        (good && decided.caller == *question.caller).then(|| known.clone())
+        // Mostly it is the very same, and need not be compared.
+        let same = Arc::ptr_eq(&decided.caller, question.caller) || decided.caller == *question.caller;
+        (good && same).then(|| known.clone())
     }
 
-    fn remember(&self, caller: &Caller, key: Key, decision: &Arc<Decision>) {
+    fn remember(&self, caller: &Arc<Caller>, key: Key, decision: &Arc<Decision>) {
         self.decided.rcu(|decided| {
             let keep = decided.caller == *caller && decided.decisions.len() < DECIDED_MAX;
             let mut decisions = if keep { decided.decisions.clone() } else { HashMap::new() };
@@ -279,8 +283,8 @@ impl Snapshot {
     fn held(&self, question: &Question<'_>) -> HeldConditions {
         let attested_at = question.caller.attestation.issued_at;
         let mut held = HeldConditions { bits: Some(0), until: UnixMillis(i64::MAX) };
-        for (bit, condition) in self.slice.conditions.iter().enumerate() {
-            let asked = self.ask(&condition.name, question.now, attested_at);
+        for (bit, condition) in self.conditions.iter().enumerate() {
+            let asked = condition.ask(question.now, attested_at);
             held.until = held.until.min(asked.until);
             held.bits = held.bits.filter(|_| bit < 64).map(|bits| bits | u64::from(asked.holds) << bit);
         }
@@ -288,7 +292,8 @@ impl Snapshot {
     }
 
     fn ask(&self, condition: &ResourceRef, now: UnixMillis, attested_at: UnixMillis) -> Held {
-        match self.conditions.get(condition) {
+        let place = self.slice.conditions.iter().position(|there| there.name == *condition);
+        match place.and_then(|place| self.conditions.get(place)) {
             Some(condition) => condition.ask(now, attested_at),
             None => Held { holds: false, until: UnixMillis(i64::MAX) },
         }

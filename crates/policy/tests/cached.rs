@@ -6,6 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::sync::Arc;
 
 use model::request::{Action, RequestFacts};
 use model::{Attestation, Caller, HostName, Namespace, SpiffeId, UnixMillis, Version};
@@ -129,7 +130,7 @@ fn get(host: &str, path: &str) -> RequestFacts {
 
 #[test]
 fn a_cached_decision_costs_no_allocation() {
-    let caller = caller();
+    let caller = Arc::new(caller());
     let snapshot = snapshot(&caller);
     for request in [get("api.example", "/v7/charges/42"), get("eu.api.example", "/v7/refunds/1")] {
         let decide = |now| {

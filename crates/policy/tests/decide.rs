@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test's set-up")]
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use model::request::{Action, RequestFacts};
 use model::slice::{Block, BlockTarget, Egress};
@@ -99,7 +100,7 @@ fn request(method: &str, path: &str) -> RequestFacts {
 }
 
 fn ask_at(snapshot: &Snapshot, request: &RequestFacts, now: UnixMillis) -> Decision {
-    let caller = caller();
+    let caller = Arc::new(caller());
     let destination = snapshot.cover(&request.host, request.port).expect("covered");
     Decision::clone(&snapshot.decide(&Question { caller: &caller, destination, request, now }))
 }
@@ -285,7 +286,7 @@ fn an_explanation_shows_what_was_looked_at() {
         &(policy("p", "allow: [{ methods: [GET], paths: [/a] }]")
             + &guardrail("g", "deny: [{ methods: [PUT] }]")),
     );
-    let (caller, request) = (caller(), request("GET", "/b"));
+    let (caller, request) = (Arc::new(caller()), request("GET", "/b"));
     let destination = snapshot.cover(&request.host, 443).unwrap();
     let explained = snapshot.explain(&Question { caller: &caller, destination, request: &request, now: NOW });
     let seen: Vec<_> = explained.considered[0].facts.iter().map(|f| (f.what.as_str(), f.held)).collect();
@@ -358,6 +359,7 @@ proptest! {
                 3 => { who.attributes.insert("team".into(), "red".into()); }
                 _ => {}
             }
+            let who = Arc::new(who);
             let mut request = request(METHODS[method], PATHS[path]);
             if connect {
                 request = RequestFacts { action: Action::Connect, method: String::new(), path: String::new(), ..request };
@@ -406,7 +408,8 @@ fn another_callers_snapshot_allows_nothing() {
     let destination = snapshot.cover(&request.host, request.port).unwrap();
     let mut stranger = caller();
     stranger.id = SpiffeId::new("spiffe://demo/ns/payments/sa/else").unwrap();
-    let decision = snapshot.decide(&Question { caller: &stranger, destination, request: &request, now: NOW });
+    let decision =
+        snapshot.decide(&Question { caller: &Arc::new(stranger), destination, request: &request, now: NOW });
     assert_eq!(code(&decision), Some(Code::PolicyError));
 }
 

@@ -178,13 +178,16 @@ pub fn check_answer(headers: &HeaderMap) -> Result<(), Malformed> {
 /// Removes what ends at this hop (RFC 9110 §7.6.1): `Connection` and what it names, and the fields that are of one
 /// connection by nature. `TE: trailers` stays, because we carry trailers.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    // Most messages have none of them; looking is cheaper than removing.
     const ALWAYS: [HeaderName; 4] = [
         TRANSFER_ENCODING,
         UPGRADE,
         HeaderName::from_static("keep-alive"),
         HeaderName::from_static("proxy-connection"),
     ];
+    // Most messages have none of them; one look at all names costs less than to look for each.
+    if !headers.keys().any(|name| [CONNECTION, TE].contains(name) || ALWAYS.contains(name)) {
+        return;
+    }
     if headers.contains_key(CONNECTION) {
         for name in connection_names(headers) {
             headers.remove(name);

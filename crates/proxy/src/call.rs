@@ -329,8 +329,8 @@ impl Begun {
         if let Some(known) = origin.version_for(offered, &destination.http_versions) {
             return Some(known);
         }
-        let interim = Interim::default();
-        let sender = sender(&self.worker, &origin, destination, original.clone(), &interim);
+        let (interim, open) = (Interim::default(), Open::default());
+        let sender = sender(&self.worker, &origin, destination, original.clone(), &interim, &open);
         match Box::pin(sender.learn()).await {
             Ok(version) if offered.contains(&version) => Some(version),
             Ok(_) => fallback,
@@ -377,6 +377,7 @@ fn sender<'a>(
     destination: &'a Arc<Destination>,
     original: OriginalDestination,
     interim: &'a Interim,
+    open: &'a Open,
 ) -> Sender<'a> {
     Sender {
         origin,
@@ -388,6 +389,7 @@ fn sender<'a>(
         answer_patience: worker.shared.limits.answer,
         trailers_dropped: &worker.shared.metrics.trailers_dropped,
         interim,
+        open,
     }
 }
 
@@ -690,13 +692,14 @@ fn intend(
         action: facts.action.as_str(),
         method: &facts.method,
         destination: &judged.destination.name,
-        authority: line::Authority(&facts.host, facts.port),
+        host: &facts.host,
+        port: facts.port,
         path: &facts.path,
         policies: &judged.decision.policies,
         version: judged.decision.version,
         provider: grant.map(|grant| &grant.provider),
         grant: grant.map(|grant| &grant.id),
-        upstream: &way.original,
+        upstream: &way.shown,
     };
     match connection.worker.shared.audit.intent(&intent) {
         Ok(open_call) => Ok(Some(open_call)),
@@ -786,7 +789,7 @@ impl Act {
         let worker = self.connection.worker.clone();
         let original = self.way.original.clone();
         let origin = self.way.origin.clone();
-        let sender = sender(&worker, &origin, &self.judged.destination, original, &self.asked.interim);
+        let sender = sender(&worker, &origin, &self.judged.destination, original, &self.asked.interim, open);
         let mut sent = {
             let sending = pin!(sender.send(request, self.connection.version));
             open.unless_cut(sending).await

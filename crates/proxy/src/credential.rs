@@ -4,6 +4,7 @@
 //! those who wait have left. What is held is renewed ahead of its end, with jitter, and kept when renewal fails.
 
 use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -16,7 +17,7 @@ use protocols::edit;
 use tokio::sync::{mpsc, watch};
 
 /// What a grant is for: the cache's key. The caller is implied, each has a cache of its own.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
     /// The destination.
     pub destination: ResourceRef,
@@ -30,13 +31,24 @@ pub struct Key {
     pub parameters: Vec<(String, String)>,
     header: String,
     prefix: String,
+    /// Of the fields above, made once: the key is looked up by every request.
+    digest: u64,
+}
+
+impl Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.digest);
+    }
 }
 
 impl Key {
     /// The key of calls to a destination with a provider's credential.
     #[must_use]
     pub fn new(destination: ResourceRef, face: &ProviderFace) -> Self {
+        let (name, injection) = (&face.name, &face.injection);
+        let all = (&destination, name, face.revision, &injection.header, &injection.prefix);
         Self {
+            digest: BuildHasherDefault::<DefaultHasher>::default().hash_one(all),
             destination,
             provider: face.name.clone(),
             provider_revision: face.revision,

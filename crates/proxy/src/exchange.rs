@@ -4,7 +4,6 @@
 //! decision's own time is over; both within a second (docs/architecture.md, "Bounds").
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -13,6 +12,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body::{Body as _, Frame, SizeHint};
 use model::{Code, Failure, UnixMillis};
+use slab::Slab;
 
 use crate::memory::Budget;
 use crate::protocol::Body;
@@ -44,6 +44,13 @@ struct Still {
     ticks: Cell<u32>,
     /// Ticks in which something must move; 0 for no bound.
     patience: Cell<u32>,
+    /// Ticks that are left for an answer that is awaited; 0 if none is.
+    answer: Cell<u32>,
+    late: Cell<bool>,
+}
+
+fn ticks(time: Duration) -> u32 {
+    u32::try_from(time.as_millis().div_ceil(TICK.as_millis())).unwrap_or(0)
 }
 
 /// Above the memory cap, what stands still for this many ticks is cut.
@@ -81,6 +88,10 @@ impl Open {
 
     fn cut(&self, code: Code) {
         self.cut.set(Some(code));
+        self.wake();
+    }
+
+    fn wake(&self) {
         self.wakers.borrow_mut().iter_mut().filter_map(Option::take).for_each(Waker::wake);
     }
 
@@ -110,10 +121,31 @@ impl Open {
         .await
     }
 
+    /// Waits for an answer as long as that, give or take a tick: `None` if it is late. To be polled by whoever polls
+    /// [`Self::unless_cut`]. A timer for each answer would cost more than the tick that is there anyway.
+    pub async fn within<T>(&self, patience: Duration, answer: impl Future<Output = T>) -> Option<T> {
+        let mut answer = std::pin::pin!(answer);
+        self.still.late.set(false);
+        // The first tick may come at once.
+        self.still.answer.set(ticks(patience).saturating_add(1));
+        let answered = std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
+            Poll::Ready(answer) => Poll::Ready(Some(answer)),
+            Poll::Pending if self.still.late.get() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        });
+        let answered = answered.await;
+        self.still.answer.set(0);
+        answered
+    }
+
     /// How long a body may stand still from now on.
     pub fn be_patient(&self, patience: Duration) {
-        let ticks = patience.as_millis().div_ceil(TICK.as_millis());
-        self.still.patience.set(u32::try_from(ticks).unwrap_or(0));
+        self.still.patience.set(ticks(patience));
+    }
+
+    /// Whether the request's body has not ended yet.
+    pub fn is_uploading(&self) -> bool {
+        self.still.carrying.get()[Direction::Up as usize]
     }
 
     fn carry(&self, direction: Direction, carrying: bool) {
@@ -125,6 +157,13 @@ impl Open {
     /// One tick of the clock; `over` if the memory cap is reached.
     fn tick(&self, over: bool) {
         let still = &self.still;
+        if let Some(left) = still.answer.get().checked_sub(1) {
+            still.answer.set(left);
+            still.late.set(left == 0);
+            if left == 0 {
+                self.wake();
+            }
+        }
         if still.moved.replace(false) || still.carrying.get() == [false, false] {
             still.ticks.set(0);
             return;
@@ -169,29 +208,26 @@ struct Entry {
 /// All open exchanges of one worker.
 #[derive(Default)]
 pub struct Register {
-    entries: RefCell<HashMap<u64, Entry>>,
-    next: Cell<u64>,
+    entries: RefCell<Slab<Entry>>,
 }
 
 /// Takes the exchange out of the register when dropped.
 pub struct Registration {
     register: Rc<Register>,
-    id: u64,
+    key: usize,
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.register.entries.borrow_mut().remove(&self.id);
+        self.register.entries.borrow_mut().remove(self.key);
     }
 }
 
 impl Register {
     /// Watches an exchange whose decision is good until `valid_until`.
     pub fn enter(self: &Rc<Self>, open: Rc<Open>, valid_until: UnixMillis, judge: Judge) -> Registration {
-        let id = self.next.get();
-        self.next.set(id + 1);
-        self.entries.borrow_mut().insert(id, Entry { open, judge, valid_until });
-        Registration { register: self.clone(), id }
+        let key = self.entries.borrow_mut().insert(Entry { open, judge, valid_until });
+        Registration { register: self.clone(), key }
     }
 
     /// How many exchanges are open.
@@ -214,7 +250,7 @@ impl Register {
     }
 
     fn judge_where(&self, now: UnixMillis, due: impl Fn(&Entry) -> bool) {
-        for entry in self.entries.borrow_mut().values_mut().filter(|entry| due(entry)) {
+        for (_, entry) in self.entries.borrow_mut().iter_mut().filter(|(_, entry)| due(entry)) {
             match (entry.judge)(now) {
                 Ok(valid_until) => entry.valid_until = valid_until,
                 Err(failure) => entry.open.cut(failure.code),
@@ -229,7 +265,7 @@ impl Register {
             if !self.is_empty() {
                 self.judge_due(UnixMillis::from_system(std::time::SystemTime::now()));
                 let over = memory.is_over();
-                self.entries.borrow().values().for_each(|entry| entry.open.tick(over));
+                self.entries.borrow().iter().for_each(|(_, entry)| entry.open.tick(over));
             }
         }
     }

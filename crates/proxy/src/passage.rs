@@ -389,13 +389,14 @@ fn record(
         action: Action::Connect.as_str(),
         method: "",
         destination: &destination.name,
-        authority: line::Authority(&facts.host, facts.port),
+        host: &facts.host,
+        port: facts.port,
         path: "",
         policies: decision.as_ref().map(|d| d.policies.as_slice()).unwrap_or_default(),
         version: decision.as_ref().map(|d| d.version).unwrap_or_default(),
         provider: None,
         grant: None,
-        upstream: &passing.original,
+        upstream: &passing.original.to_string(),
     };
     match worker.shared.audit.intent(&intent) {
         Ok(open_call) => Ok(Some(open_call)),

@@ -24,6 +24,8 @@ pub struct Way {
     pub origin: Rc<Origin>,
     /// Where its requests were going.
     pub original: OriginalDestination,
+    /// The same for people.
+    pub shown: String,
     /// What changes in its requests.
     pub edit: Edit,
     key: RefCell<Option<Rc<Key>>>,
@@ -70,7 +72,8 @@ impl Way {
             port: asked.facts.port,
         };
         let edit = rewrite::edit(asked.snapshot, asked.destination);
-        Self { of, origin: pool.origin(key, asked.svid.cloned()), original, edit, key: RefCell::default() }
+        let (origin, shown) = (pool.origin(key, asked.svid.cloned()), original.to_string());
+        Self { of, origin, original, shown, edit, key: RefCell::default() }
     }
 
     fn is_for(&self, asked: &For<'_>) -> bool {

@@ -483,6 +483,25 @@ impl TryFrom<&v1::Record> for Record {
     }
 }
 
+/// The records that a report has in short.
+impl TryFrom<v1::ReportRequest> for Vec<Record> {
+    type Error = Invalid;
+
+    fn try_from(report: v1::ReportRequest) -> Result<Self> {
+        let mut previous = hash(&report.previous, "previous")?;
+        let mut records = Self::with_capacity(report.payloads.len());
+        for (sequence, payload) in (report.first..).zip(&report.payloads) {
+            let record = Record::after(previous, &report.stream, sequence, payload.to_vec());
+            previous = record.hash;
+            records.push(record);
+        }
+        if previous != hash(&report.hash, "hash")? {
+            return Err(Invalid("hash"));
+        }
+        Ok(records)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -595,5 +614,25 @@ mod tests {
             spoil(&mut message);
             assert!(Slice::try_from(&message).is_err());
         }
+    }
+
+    #[test]
+    fn a_report_has_its_records_and_one_that_was_changed_has_none() {
+        let report = || v1::ReportRequest {
+            stream: "proxy/a".to_owned(),
+            first: 7,
+            previous: vec![1; 32],
+            payloads: vec![vec![b'a'].into(), vec![b'b'].into()],
+            hash: Vec::new(),
+        };
+        let first = Record::after(Hash([1; 32]), "proxy/a", 7, vec![b'a']);
+        let second = Record::after(first.hash, "proxy/a", 8, vec![b'b']);
+        let hash = second.hash.0.to_vec();
+        let whole = v1::ReportRequest { hash: hash.clone(), ..report() };
+        assert_eq!(Vec::<Record>::try_from(whole), Ok(vec![first, second]));
+        let mut changed = v1::ReportRequest { hash, ..report() };
+        changed.payloads[0] = vec![b'c'].into();
+        assert_eq!(Vec::<Record>::try_from(changed), Err(Invalid("hash")));
+        assert!(Vec::<Record>::try_from(report()).is_err());
     }
 }

@@ -11,12 +11,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::audit::{CallResult, Event, Outcome, Record, What};
+use model::audit::{CallResult, Event, Outcome, What};
 use model::{Code, DecisionId, Failure};
 use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::sync::Notify;
 
 use crate::worker::now;
+use segment::Run;
 use spool::{Kind, Spool};
 
 /// How often the spool is synced to disk.
@@ -79,7 +80,7 @@ impl Audit {
     /// # Errors
     /// [`Code::SpoolFull`] if there is no room and the configuration does not allow a gap.
     pub fn intent(&self, intent: &line::Intent<'_>) -> Result<OpenCall, Failure> {
-        let written = self.append(line::intent(now(), intent), Kind::Intent)?;
+        let written = self.append(&line::intent(now(), intent), Kind::Intent)?;
         Ok(OpenCall { audit: self.clone(), decision: Some(intent.decision), intent: written })
     }
 
@@ -88,16 +89,16 @@ impl Audit {
     /// # Errors
     /// [`Code::SpoolFull`] if there is no room and the configuration does not allow a gap.
     pub fn write(&self, what: What) -> Result<(), Failure> {
-        self.append(serde_json::to_vec(&Event { time: now(), what }), Kind::Alone)?;
+        let unwritable = |e| Failure::new(Code::SpoolFull, "an event could not be written").because(e);
+        let payload = serde_json::to_vec(&Event { time: now(), what }).map_err(unwritable)?;
+        self.append(&payload, Kind::Alone)?;
         Ok(())
     }
 
     /// The event's number; `None` if it was dropped because there is no room, which the configuration then allows.
-    fn append(&self, payload: serde_json::Result<Vec<u8>>, kind: Kind) -> Result<Option<u64>, Failure> {
-        let unwritable = |e| Failure::new(Code::SpoolFull, "an event could not be written").because(e);
-        let payload = payload.map_err(unwritable)?;
+    fn append(&self, payload: &[u8], kind: Kind) -> Result<Option<u64>, Failure> {
         let mut spool = self.0.spool();
-        match spool.append(&payload, kind, now()) {
+        match spool.append(payload, kind, now()) {
             Ok(number) => {
                 drop(spool);
                 self.0.written.notify_one();
@@ -113,10 +114,7 @@ impl Audit {
     }
 
     fn outcome(&self, outcome: &Outcome, intent: Option<u64>) {
-        match line::outcome(now(), outcome) {
-            Ok(payload) => self.0.spool().append_outcome(payload, intent),
-            Err(error) => tracing::error!(stage = "audit", %error, "an outcome could not be written"),
-        }
+        self.0.spool().append_outcome(line::outcome(now(), outcome), intent);
         self.0.written.notify_one();
     }
 
@@ -145,11 +143,11 @@ impl Audit {
     }
 
     /// The next events after `sequence`; waits until there is one.
-    pub async fn records_after(&self, sequence: u64, limit: usize) -> Vec<Record> {
+    pub async fn run_after(&self, sequence: u64, limit: usize) -> Run {
         loop {
-            let records = self.0.spool().records_after(sequence, limit);
-            if !records.is_empty() {
-                return records;
+            let run = self.0.spool().run_after(sequence, limit);
+            if let Some(run) = run {
+                return run;
             }
             self.0.written.notified().await;
         }

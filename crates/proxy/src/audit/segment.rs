@@ -10,6 +10,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use memmap2::{Advice, MmapMut};
 use model::audit::{Hash, Record, chain};
 
@@ -42,6 +43,19 @@ pub struct Segment {
     populated: usize,
     /// Where reading went on last: the next number, its offset, and the hash of the record before it.
     read: Cell<(u64, usize, Hash)>,
+}
+
+/// Records that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The number of the first.
+    pub first: u64,
+    /// The hash of the record before it.
+    pub previous: Hash,
+    /// What is in them.
+    pub payloads: Vec<Bytes>,
+    /// The hash of the last.
+    pub hash: Hash,
 }
 
 /// What a scan of a segment found.
@@ -163,25 +177,31 @@ impl Segment {
         }
     }
 
-    /// The records after `sequence`, at most `limit`.
-    pub fn records_after(&self, stream: &str, sequence: u64, limit: usize) -> Vec<Record> {
-        let mut records = Vec::new();
+    /// The records after `sequence`, at most `limit`; `None` if there are none.
+    pub fn run_after(&self, sequence: u64, limit: usize) -> Option<Run> {
         let kept = Some(self.read.get()).filter(|(next, _, _)| *next <= sequence + 1);
-        let (from, mut at, mut previous) = kept.unwrap_or((self.first, HEADER_BYTES, self.previous));
-        for number in from..self.next {
-            if records.len() == limit {
-                break;
-            }
-            let Some((payload, hash)) = record_at(&self.map, at) else { break };
-            at += RECORD_HEADER_BYTES + payload.len();
-            if number > sequence {
-                let (stream, payload) = (stream.to_owned(), payload.to_vec());
-                records.push(Record { stream, sequence: number, previous, payload, hash });
-            }
-            previous = hash;
-            self.read.set((number + 1, at, hash));
+        let (mut next, mut at, mut hash) = kept.unwrap_or((self.first, HEADER_BYTES, self.previous));
+        let step = |next: &mut u64, at: &mut usize, hash: &mut Hash| {
+            let (payload, own) = record_at(&self.map, *at).filter(|_| *next < self.next)?;
+            let begin = *at + RECORD_HEADER_BYTES;
+            (*next, *at, *hash) = (*next + 1, begin + payload.len(), own);
+            Some(begin..*at)
+        };
+        while next <= sequence {
+            step(&mut next, &mut at, &mut hash)?;
         }
-        records
+        let (first, begin, previous) = (next, at, hash);
+        let mut places = Vec::with_capacity(limit);
+        while places.len() < limit
+            && let Some(place) = step(&mut next, &mut at, &mut hash)
+        {
+            places.push(place);
+        }
+        self.read.set((next, at, hash));
+        // Copied once, as it lies there.
+        let whole = Bytes::copy_from_slice(&self.map[begin..at]);
+        let payloads = places.into_iter().map(|place| whole.slice(place.start - begin..place.end - begin));
+        (next > first).then(|| Run { first, previous, payloads: payloads.collect(), hash })
     }
 
     /// The number of its first record.

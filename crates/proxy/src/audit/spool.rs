@@ -13,7 +13,7 @@ use model::{DecisionId, UnixMillis};
 use rustix::fs::FlockOperation;
 
 use super::line;
-use super::segment::{SEGMENT_BYTES, Segment};
+use super::segment::{Run, SEGMENT_BYTES, Segment};
 
 /// The spool, held by one proxy.
 pub struct Spool {
@@ -107,7 +107,7 @@ impl Spool {
         self.open = orphans.0.values().flatten().copied().collect();
         for (decision, intents) in orphans.0 {
             for intent in intents {
-                let unknown = line::outcome(now, &line::ended(decision, CallResult::Unknown))?;
+                let unknown = line::outcome(now, &line::ended(decision, CallResult::Unknown));
                 self.append_within(&unknown, usize::MAX)?;
                 self.open.remove(&intent);
             }
@@ -223,11 +223,11 @@ impl Spool {
         self.last().saturating_sub(self.acknowledged)
     }
 
-    /// The events after `sequence`, at most `limit`.
+    /// The events after `sequence`, at most `limit`; `None` if there are none.
     #[must_use]
-    pub fn records_after(&self, sequence: u64, limit: usize) -> Vec<Record> {
-        let segment = self.segments.iter().find(|segment| segment.next() > sequence + 1);
-        segment.map(|segment| segment.records_after(&self.stream, sequence, limit)).unwrap_or_default()
+    pub fn run_after(&self, sequence: u64, limit: usize) -> Option<Run> {
+        let segment = self.segments.iter().find(|segment| segment.next() > sequence + 1)?;
+        segment.run_after(sequence, limit)
     }
 
     /// The first number that is still here.
@@ -360,11 +360,13 @@ mod tests {
         let mut records: Vec<Record> = Vec::new();
         loop {
             let after = records.last().map_or(spool.first() - 1, |record| record.sequence);
-            let more = spool.records_after(after, 100);
-            if more.is_empty() {
-                return records;
+            let Some(run) = spool.run_after(after, 100) else { return records };
+            let (mut previous, last) = (run.previous, run.hash);
+            for (sequence, payload) in (run.first..).zip(run.payloads) {
+                records.push(Record::after(previous, spool.stream(), sequence, payload.to_vec()));
+                previous = records.last().unwrap().hash;
             }
-            records.extend(more);
+            assert_eq!(previous, last, "the spool has kept the same hashes");
         }
     }
 
@@ -450,7 +452,7 @@ mod tests {
             bytes_down: 0,
             duration_us: 1,
         };
-        spool.append_outcome(line::outcome(NOW, &outcome).unwrap(), Some(opened));
+        spool.append_outcome(line::outcome(NOW, &outcome), Some(opened));
         spool.acknowledge(spool.last());
         // Room again: the gap comes first, numbered like everything else.
         append(&mut spool, &event(1, 1)).unwrap();
@@ -482,7 +484,7 @@ mod tests {
         };
         for decision in 0..3 * open.len() {
             // More outcomes than intents fit: the rest are of calls whose intents were delivered and are gone.
-            let payload = line::outcome(NOW, &outcome(decision as u64)).unwrap();
+            let payload = line::outcome(NOW, &outcome(decision as u64));
             spool.append_outcome(payload, open.get(decision).copied());
         }
         assert!(append(&mut spool, &event(1, 10)).is_err(), "the kept segment is not for this");

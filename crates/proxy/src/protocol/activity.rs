@@ -21,6 +21,18 @@ struct State {
     open: Cell<usize>,
     quiet_since: Cell<Instant>,
     head_since: Cell<Option<Instant>>,
+    turn: Cell<Turn>,
+}
+
+/// How often a reader is answered.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Always.
+    Free,
+    /// Until there is nothing to read.
+    Open,
+    /// Not before the next turn.
+    Over,
 }
 
 /// Why a connection is ended.
@@ -46,9 +58,12 @@ impl Default for Activity {
     /// A connection that begins now, with the head of its first request.
     fn default() -> Self {
         let now = Instant::now();
-        let state =
-            State { open: Cell::new(0), quiet_since: Cell::new(now), head_since: Cell::new(Some(now)) };
-        Self(Rc::new(state))
+        Self(Rc::new(State {
+            open: Cell::new(0),
+            quiet_since: Cell::new(now),
+            head_since: Cell::new(Some(now)),
+            turn: Cell::new(Turn::Free),
+        }))
     }
 }
 
@@ -58,6 +73,17 @@ impl Activity {
         self.0.open.set(self.0.open.get() + 1);
         self.0.head_since.set(None);
         Busy(self.0.clone())
+    }
+
+    /// The connection's task is polled. hyper reads several times in one turn, and what there was nothing to read of once
+    /// has nothing until the next: more of it comes with the task's waking only.
+    pub fn turn(&self) {
+        self.0.turn.set(Turn::Open);
+    }
+
+    /// From now on somebody else reads.
+    pub fn last_turn(&self) {
+        self.0.turn.set(Turn::Free);
     }
 
     fn bytes_came(&self) {
@@ -127,8 +153,16 @@ impl<T: AsyncRead + Unpin> AsyncRead for Noticed<T> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let turn = &self.activity.0.turn;
+        if turn.get() == Turn::Over {
+            return Poll::Pending;
+        }
         let before = buf.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+        let turn = &self.activity.0.turn;
+        if polled.is_pending() && turn.get() == Turn::Open {
+            turn.set(Turn::Over);
+        }
         if buf.filled().len() > before {
             self.activity.bytes_came();
         }

@@ -72,6 +72,7 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         let mut ending = std::pin::pin!(ending.told_to_end());
         let mut told = false;
         poll_fn(|cx| {
+            activity.turn();
             if !told && ending.as_mut().poll(cx).is_ready() {
                 told = true;
                 std::pin::Pin::new(&mut served).graceful_shutdown();
@@ -86,6 +87,7 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         })
         .await
     };
+    activity.last_turn();
     let Some(ended) = ended else {
         tracing::debug!(stage = "protocol", "the application closed its side");
         return;

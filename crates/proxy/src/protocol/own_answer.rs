@@ -138,13 +138,16 @@ impl<T> OwnAnswer<T> {
 
 /// Where an automatic refusal begins, if the bytes end with one.
 fn automatic_tail(bytes: &[u8]) -> Option<usize> {
+    // Most writes end with a body, and need not be searched.
+    if !bytes.ends_with(b"\r\n\r\n") {
+        return None;
+    }
     let from = bytes.len().saturating_sub(AUTOMATIC_MAX);
     let tail = &bytes[from..];
     let start =
         AUTOMATIC.iter().find_map(|line| tail.windows(line.len()).rposition(|window| window == *line))?;
     let head = &tail[start..];
-    let bare = head.ends_with(b"\r\n\r\n")
-        && head.windows(4).filter(|window| window == b"\r\n\r\n").count() == 1
+    let bare = head.windows(4).filter(|window| window == b"\r\n\r\n").count() == 1
         && head.windows(17).any(|window| window.eq_ignore_ascii_case(b"content-length: 0"));
     bare.then_some(from + start)
 }

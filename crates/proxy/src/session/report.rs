@@ -10,8 +10,8 @@ use wire::v1::control_plane_client::ControlPlaneClient;
 
 use crate::audit::Audit;
 
-/// Events in one message; no more than the control plane takes.
-const BATCH: usize = 1024;
+/// Events in one message: as many as fit into what the allocator keeps at hand. The control plane takes more.
+const BATCH: usize = 256;
 
 /// After fewer than that, more are waited for: a busy proxy would send a message for each event otherwise.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -30,10 +30,16 @@ pub async fn run(audit: &Audit, mut client: ControlPlaneClient<Channel>) -> Resu
         // What was delivered but not acknowledged when the last stream ended is sent again; it is stored once.
         let mut sent = sending.before_first();
         loop {
-            let records = sending.records_after(sent, BATCH).await;
-            sent = records.last().map_or(sent, |record| record.sequence);
-            let pause = records.len() < BATCH;
-            let request = v1::ReportRequest { records: records.into_iter().map(Into::into).collect() };
+            let run = sending.run_after(sent, BATCH).await;
+            let pause = run.payloads.len() < BATCH;
+            sent = run.first + run.payloads.len() as u64 - 1;
+            let request = v1::ReportRequest {
+                stream: sending.stream(),
+                first: run.first,
+                previous: run.previous.0.to_vec(),
+                payloads: run.payloads,
+                hash: run.hash.0.to_vec(),
+            };
             if requests.send(request).await.is_err() {
                 return;
             }

@@ -24,6 +24,7 @@ use super::pool::{OriginKey, Pool};
 use super::roots::Roots;
 use super::send::Sender;
 use crate::capture::accept::OriginalDestination;
+use crate::exchange::Open;
 use crate::protocol::Body;
 use crate::protocol::interim::Interim;
 use crate::socket::SocketOptions;
@@ -121,6 +122,7 @@ impl Proxy {
             dialler: &self.dialler,
             roots: &self.roots,
             handshake_patience: Duration::from_secs(5),
+            open: &Open::default(),
             answer_patience: Duration::from_secs(30),
             trailers_dropped: &self.dropped,
             interim: &interim,

@@ -1,30 +1,30 @@
 //! Requests over HTTP/1.1: one at a time on each connection, which is kept when its answer has been read.
 
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, Uri, Version, header};
+use http::uri::PathAndQuery;
+use http::{Request, Response, StatusCode, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper_util::rt::TokioIo;
 use model::destination::HttpVersion;
 use model::{Code, Failure};
-use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::SendFailure;
-use super::checked::Checked;
+use super::driven::Driven;
 use super::failure::{bad_answer, http1_failure};
-use super::pool::{Http1Sender, Origin, OriginKey};
+use super::pool::Origin;
 use super::send::{Fresh, Sender};
 use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::{Body, trailers};
 
 impl Sender<'_> {
     pub(super) async fn send_http1(&self, mut request: Request<Body>) -> Result<Response<Body>, SendFailure> {
-        to_http1(&mut request, Some(&self.origin.key));
+        to_http1(&mut request, Some(self.origin));
         // A kept connection may be closing at this moment; hyper gives the request back if it was not begun.
-        while let Some(sender) = self.origin.take_http1() {
-            match self.try_http1(sender, request).await {
+        while let Some(connection) = self.origin.take_http1() {
+            match self.try_http1(connection, request).await {
                 Err(SendFailure { unsent: Some(unsent), .. }) => request = *unsent,
                 other => return other,
             }
@@ -34,7 +34,7 @@ impl Sender<'_> {
 
     async fn send_over_new(&self, request: Request<Body>) -> Result<Response<Body>, SendFailure> {
         match self.open(&[HttpVersion::Http1]).await {
-            Ok(Fresh::Http1(sender)) => self.try_http1(sender, request).await,
+            Ok(Fresh::Http1(connection)) => self.try_http1(connection, request).await,
             // A plain destination that is declared to speak HTTP/2.
             Ok(Fresh::Http2(sender)) => self.send_http2(sender, request).await,
             Err(failure) => Err(SendFailure { failure, unsent: Some(Box::new(request)), untouched: true }),
@@ -43,16 +43,16 @@ impl Sender<'_> {
 
     pub(super) async fn send_fresh_http1(
         &self,
-        sender: Http1Sender,
+        connection: Driven,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, SendFailure> {
-        to_http1(&mut request, Some(&self.origin.key));
-        self.try_http1(sender, request).await
+        to_http1(&mut request, Some(self.origin));
+        self.try_http1(connection, request).await
     }
 
     async fn try_http1(
         &self,
-        mut sender: Http1Sender,
+        mut connection: Driven,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, SendFailure> {
         if protocols::http::is_grpc(request.method(), request.headers()) {
@@ -63,13 +63,11 @@ impl Sender<'_> {
             interim.push(early.status(), early.headers())
         });
         let request = with_announced_trailers(request, self.trailers_dropped);
-        sender.heads.expect();
-        let answer = sender.sender.try_send_request(request);
-        let mut answer = match self.in_time(answer).await? {
+        let mut answer = match self.in_time(connection.send(request)).await? {
             Ok(answer) => answer,
             Err(mut error) => {
                 let unsent = error.take_message().map(Box::new);
-                let failure = match sender.heads.fault() {
+                let failure = match connection.heads().fault() {
                     Some(fault) => {
                         bad_answer(&format!("the upstream's answer can be read in two ways: {fault}"))
                     }
@@ -83,35 +81,21 @@ impl Sender<'_> {
         }
         protocols::http::check_answer(answer.headers()).map_err(|e| bad_answer(&e.to_string()))?;
         answer.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+        if self.open.is_uploading() {
+            // An application may send all of its body before it reads any of the answer.
+            connection.detach();
+        }
         Ok(answer.map(|incoming| {
-            let returning = Returning { origin: self.origin.clone(), sender: Some(sender) };
             let body = Body::from_http1(incoming);
             if body.is_end_stream() {
-                let _ = returning.give_back();
+                self.origin.put_http1(connection);
                 Body::Empty
             } else {
-                Body::Watched(Box::new(Http1Answer { body, returning: Some(returning) }))
+                let used = Some((self.origin.clone(), connection));
+                Body::Watched(Box::new(Http1Answer { body, used }))
             }
         }))
     }
-}
-
-/// Begins HTTP/1.1 on a new connection.
-pub(super) async fn start_http1(
-    io: impl AsyncRead + AsyncWrite + Unpin + 'static,
-) -> Result<Http1Sender, Failure> {
-    let (io, heads) = Checked::new(io);
-    let (sender, connection) = hyper::client::conn::http1::Builder::new()
-        .preserve_header_case(true)
-        .handshake(TokioIo::new(io))
-        .await
-        .map_err(http1_failure)?;
-    tokio::task::spawn_local(async move {
-        if let Err(error) = connection.await {
-            tracing::debug!(%error, "upstream connection ended");
-        }
-    });
-    Ok(Http1Sender { sender, heads })
 }
 
 /// The request with those trailers alone that it announces.
@@ -121,32 +105,32 @@ fn with_announced_trailers(request: Request<Body>, dropped: &prometheus::IntCoun
     Request::from_parts(parts, body)
 }
 
-/// Origin-form and Host, as RFC 9112 §3.2.1 asks of a request to a server. What was judged (`key`) is what Host names.
-pub(super) fn to_http1(request: &mut Request<Body>, key: Option<&OriginKey>) {
-    if let Some(key) = key {
-        name_host(request.headers_mut(), key);
+/// Origin-form and Host, as RFC 9112 §3.2.1 asks of a request to a server. What was judged (`origin`) is what Host names.
+pub(super) fn to_http1(request: &mut Request<Body>, origin: Option<&Origin>) {
+    if let Some(origin) = origin {
+        name_host(request.headers_mut(), origin);
     }
     if request.version() == Version::HTTP_2 {
         // RFC 9113 §8.2.3 lets a client split the cookie field; HTTP/1 wants one.
         join_cookies(request.headers_mut());
     }
-    let origin_form = request.uri().path_and_query().map_or("/", |path| path.as_str());
-    if let Ok(uri) = origin_form.parse::<Uri>() {
-        *request.uri_mut() = uri;
+    let uri = request.uri();
+    if uri.authority().is_some() || uri.path_and_query().is_none() {
+        let target = uri.path_and_query().cloned();
+        *request.uri_mut() = target.unwrap_or_else(|| PathAndQuery::from_static("/")).into();
     }
     *request.version_mut() = Version::HTTP_11;
 }
 
 /// How the application spelt the judged name is kept where it means nothing else.
-fn name_host(headers: &mut http::HeaderMap, key: &OriginKey) {
-    let authority = key.authority();
+fn name_host(headers: &mut http::HeaderMap, origin: &Origin) {
     let named = headers.get(header::HOST).map(header::HeaderValue::as_bytes);
     let is_judged = |name: &[u8]| {
-        name.eq_ignore_ascii_case(authority.as_bytes())
-            || name.eq_ignore_ascii_case(format!("{}:{}", key.host, key.port).as_bytes())
+        name.eq_ignore_ascii_case(origin.authority.as_str().as_bytes())
+            || name.eq_ignore_ascii_case(format!("{}:{}", origin.key.host, origin.key.port).as_bytes())
     };
     if !named.is_some_and(is_judged)
-        && let Ok(host) = header::HeaderValue::try_from(authority)
+        && let Ok(host) = header::HeaderValue::try_from(origin.authority.as_str())
     {
         headers.insert(header::HOST, host);
     }
@@ -163,32 +147,21 @@ fn join_cookies(headers: &mut http::HeaderMap) {
     }
 }
 
-/// An HTTP/1 connection that goes back to its origin.
-struct Returning {
-    origin: Rc<Origin>,
-    sender: Option<Http1Sender>,
-}
-
-impl Returning {
-    fn give_back(mut self) -> Option<()> {
-        self.origin.put_http1(self.sender.take()?);
-        Some(())
-    }
-}
-
-/// The body of an HTTP/1 answer: gives the connection back at its end. Dropped before that, it closes it.
+/// The body of an HTTP/1 answer: gives the connection back to its origin at its end. Dropped before that, it closes it.
 struct Http1Answer {
+    /// Before the connection, which closes in order once nobody reads from it.
     body: Body,
-    returning: Option<Returning>,
+    used: Option<(Rc<Origin>, Driven)>,
 }
 
 impl WatchedBody for Http1Answer {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let polled = std::pin::Pin::new(&mut self.body).poll_frame(cx);
+        let Some((_, connection)) = &mut self.used else { return Pin::new(&mut self.body).poll_frame(cx) };
+        let polled = connection.poll_with(cx, |cx| Pin::new(&mut self.body).poll_frame(cx));
         let ended = matches!(polled, Poll::Ready(None))
             || (matches!(polled, Poll::Ready(Some(Ok(_)))) && self.body.is_end_stream());
-        if ended && let Some(returning) = self.returning.take() {
-            let _ = returning.give_back();
+        if ended && let Some((origin, connection)) = self.used.take() {
+            origin.put_http1(connection);
         }
         polled
     }

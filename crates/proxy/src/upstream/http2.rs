@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use model::destination::HttpVersion;
@@ -15,7 +16,7 @@ use tokio::task::AbortHandle;
 use super::SendFailure;
 use super::failure::{bad_answer, http2_failure};
 use super::loan::Loan;
-use super::pool::{Http2Sender, OriginKey, Place};
+use super::pool::{Http2Sender, Origin, Place};
 use super::send::{Fresh, Sender};
 use crate::protocol::backlog::{Backlog, Bursts};
 use crate::protocol::body::{BodyError, WatchedBody};
@@ -74,7 +75,7 @@ impl Sender<'_> {
                 return Err(SendFailure { failure: http2_failure(error), unsent, untouched: true });
             }
         };
-        to_http2(&mut request, &self.origin.key)?;
+        to_http2(&mut request, self.origin)?;
         let (parts, body) = request.into_parts();
         let ended = body.is_end_stream();
         // The head once more, for a body that may be had back; of a tunnel nothing is sent twice.
@@ -183,12 +184,13 @@ pub(super) async fn start_http2(
 }
 
 /// Scheme and authority in the pseudo-headers, none in Host (RFC 9113 §8.3.1).
-pub(super) fn to_http2(request: &mut Request<Body>, key: &OriginKey) -> Result<(), Failure> {
+pub(super) fn to_http2(request: &mut Request<Body>, origin: &Origin) -> Result<(), Failure> {
+    let mut target = http::uri::Parts::default();
     let path = request.uri().path_and_query().cloned();
-    let path = path.unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
-    let scheme = if key.secure { "https" } else { "http" };
-    let uri = Uri::builder().scheme(scheme).authority(key.authority()).path_and_query(path).build();
-    *request.uri_mut() = uri.map_err(|e| {
+    target.path_and_query = path.or_else(|| Some(PathAndQuery::from_static("/")));
+    target.scheme = Some(if origin.key.secure { Scheme::HTTPS } else { Scheme::HTTP });
+    target.authority = Some(origin.authority.clone());
+    *request.uri_mut() = Uri::from_parts(target).map_err(|e| {
         Failure::new(Code::MalformedRequest, "the request's target can't be carried").because(e)
     })?;
     request.headers_mut().remove(header::HOST);

@@ -13,6 +13,7 @@ pub mod corporate;
 mod cross_talk;
 pub mod dial;
 pub mod dns;
+pub mod driven;
 pub mod failure;
 pub mod http1;
 pub mod http2;

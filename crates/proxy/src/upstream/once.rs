@@ -6,8 +6,9 @@ use model::{Code, Failure};
 use std::time::Duration;
 use tokio::net::TcpStream;
 
+use super::driven::Driven;
 use super::failure::{bad_answer, http1_failure};
-use super::http1::{start_http1, to_http1};
+use super::http1::to_http1;
 use super::last_word::LastWord;
 use crate::protocol::Body;
 use crate::protocol::interim::Interim;
@@ -28,12 +29,13 @@ pub async fn send(
     if request.headers().contains_key(http::header::EXPECT) {
         request = request.map(|body| interim.guard(body));
     }
-    let mut sender = start_http1(LastWord::new(stream)).await?;
-    sender.heads.expect();
-    let answer = tokio::time::timeout(patience, sender.sender.send_request(request))
+    let mut connection = Driven::start(LastWord::new(stream)).await?;
+    // It is used once, and ends with the answer.
+    connection.detach();
+    let answer = tokio::time::timeout(patience, connection.send(request))
         .await
         .map_err(|_| Failure::new(Code::UpstreamTimeout, format!("no answer in {} s", patience.as_secs())))?;
-    let mut answer = answer.map_err(http1_failure)?;
+    let mut answer = answer.map_err(|error| http1_failure(error.into_error()))?;
     if answer.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(bad_answer("the upstream switches protocols, which nobody has asked for"));
     }

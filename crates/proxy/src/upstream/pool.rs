@@ -11,24 +11,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::uri::Authority;
 use model::destination::{HttpVersion, Resolution};
 use model::{Destination, HostName, SpiffeId, UnixMillis};
 use tokio::time::Instant;
 
-use super::checked::Heads;
+use super::driven::Driven;
 use super::http2::CROWDED;
 use crate::capture::accept::OriginalDestination;
-use crate::protocol::Body;
 use crate::protocol::backlog::Backlog;
 use crate::svid::Svid;
-
-/// A connection of HTTP/1 that can take a request.
-pub struct Http1Sender {
-    /// What hyper sends by.
-    pub sender: hyper::client::conn::http1::SendRequest<Body>,
-    /// Who looks at the answers before hyper does.
-    pub heads: Heads,
-}
 
 /// A connection of HTTP/2 that can take requests.
 #[derive(Clone)]
@@ -118,13 +110,10 @@ impl OriginKey {
         }
     }
 
-    /// The judged name, with its port unless that is the scheme's (RFC 9110 §4.2).
-    pub fn authority(&self) -> String {
-        if self.port == if self.secure { 443 } else { 80 } {
-            self.host.to_string()
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+    fn authority(&self) -> Authority {
+        let is_default = self.port == if self.secure { 443 } else { 80 };
+        let named = if is_default { self.host.to_string() } else { format!("{}:{}", self.host, self.port) };
+        Authority::try_from(named).expect("a host name is one, with a port or without")
     }
 }
 
@@ -132,6 +121,8 @@ impl OriginKey {
 pub struct Origin {
     /// What they have in common.
     pub key: OriginKey,
+    /// The judged name, with its port unless that is the scheme's (RFC 9110 §4.2).
+    pub authority: Authority,
     /// The certificate of which the key has the fingerprint.
     pub svid: Option<Arc<Svid>>,
     idle: RefCell<Vec<Idle>>,
@@ -143,7 +134,7 @@ pub struct Origin {
 }
 
 struct Idle {
-    sender: Http1Sender,
+    connection: Driven,
     since: Instant,
 }
 
@@ -159,6 +150,7 @@ const IDLE_TIME: Duration = Duration::from_secs(50);
 impl Origin {
     fn new(key: OriginKey, svid: Option<Arc<Svid>>) -> Self {
         Self {
+            authority: key.authority(),
             key,
             svid,
             idle: RefCell::default(),
@@ -169,29 +161,34 @@ impl Origin {
         }
     }
 
-    /// Takes the connection that was used last, if one is still good.
-    pub fn take_http1(&self) -> Option<Http1Sender> {
+    /// Takes the connection that was used last, if one is still good. Whether the server has closed it meanwhile shows
+    /// when it is used: then the request is given back.
+    pub fn take_http1(&self) -> Option<Driven> {
         let mut idle = self.idle.borrow_mut();
         // Those that lie here for longest are at the beginning; they are closed by the sweep.
         let mut at = idle.len();
         while at > 0 {
             at -= 1;
-            if idle[at].sender.sender.is_closed() {
+            if idle[at].connection.is_closed() {
                 idle.remove(at);
-            } else if idle[at].sender.sender.is_ready() {
-                // One whose answer has only just ended may not be ready yet; it will be, so it stays.
+            } else if idle[at].connection.is_ready() {
+                // One whose upload goes on after its answer is not ready yet; it will be, so it stays.
                 let taken = idle.remove(at);
-                return (taken.since.elapsed() < IDLE_TIME).then_some(taken.sender);
+                return (taken.since.elapsed() < IDLE_TIME).then_some(taken.connection);
             }
         }
         None
     }
 
-    /// Gives a connection back after its response has been read to the end.
-    pub fn put_http1(&self, sender: Http1Sender) {
+    /// Gives a connection back after its answer has been read to the end.
+    pub fn put_http1(&self, mut connection: Driven) {
+        if !connection.is_ready() {
+            // Nobody polls it here.
+            connection.detach();
+        }
         let mut idle = self.idle.borrow_mut();
-        if !sender.sender.is_closed() && idle.len() < IDLE_MAX {
-            idle.push(Idle { sender, since: Instant::now() });
+        if !connection.is_closed() && idle.len() < IDLE_MAX {
+            idle.push(Idle { connection, since: Instant::now() });
         }
     }
 
@@ -247,9 +244,10 @@ impl Origin {
     }
 
     fn sweep(&self) -> bool {
-        self.idle
-            .borrow_mut()
-            .retain(|idle| !idle.sender.sender.is_closed() && idle.since.elapsed() < IDLE_TIME);
+        self.idle.borrow_mut().retain_mut(|idle| {
+            idle.connection.work();
+            !idle.connection.is_closed() && idle.since.elapsed() < IDLE_TIME
+        });
         self.forget_ended();
         self.idle.borrow().is_empty() && self.multiplexed.borrow().is_empty()
     }

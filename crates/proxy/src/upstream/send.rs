@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::TryFutureExt as _;
 use http::{Request, Response};
 use model::destination::HttpVersion;
 use model::{Code, Destination, Failure};
@@ -13,12 +12,13 @@ use prometheus::IntCounter;
 use super::SendFailure;
 use super::connect::{self, Link};
 use super::dial::Dialler;
-use super::http1::start_http1;
+use super::driven::Driven;
 use super::http2::start_http2;
 use super::last_word::LastWord;
-use super::pool::{Http1Sender, Http2Sender, Origin};
+use super::pool::{Http2Sender, Origin};
 use super::roots::Roots;
 use crate::capture::accept::OriginalDestination;
+use crate::exchange::Open;
 use crate::protocol::Body;
 use crate::protocol::interim::Interim;
 use crate::protocol::websocket::WebSocket;
@@ -37,6 +37,8 @@ pub struct Sender<'a> {
     pub roots: &'a Roots,
     /// For the TLS handshake.
     pub handshake_patience: Duration,
+    /// The exchange of which this is a part.
+    pub open: &'a Open,
     /// For the head of the answer.
     pub answer_patience: Duration,
     /// Counts the fields of trailers that are not carried on.
@@ -47,7 +49,7 @@ pub struct Sender<'a> {
 
 /// A connection that can take a request, by what it speaks.
 pub(super) enum Fresh {
-    Http1(Http1Sender),
+    Http1(Driven),
     Http2(Http2Sender),
 }
 
@@ -120,11 +122,9 @@ impl Sender<'_> {
         self.destination.http_versions == [HttpVersion::Http2] || self.origin.is_http1_refused()
     }
 
-    pub(super) fn in_time<T>(
-        &self,
-        answer: impl Future<Output = T>,
-    ) -> impl Future<Output = Result<T, Failure>> {
-        pingora_timeout::fast_timeout::fast_timeout(self.answer_patience, answer).map_err(|_| {
+    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, Failure> {
+        let answered = self.open.within(self.answer_patience, answer).await;
+        answered.ok_or_else(|| {
             let seconds = self.answer_patience.as_secs();
             let detail = format!("{} did not answer in {seconds} s", self.origin.key.host);
             Failure::new(Code::UpstreamTimeout, detail)
@@ -137,13 +137,13 @@ impl Sender<'_> {
             Link::Plain(stream) if self.begins_with_http2(offer) => {
                 start_http2(stream).await.map(Fresh::Http2)
             }
-            Link::Plain(stream) => start_http1(stream).await.map(Fresh::Http1),
+            Link::Plain(stream) => Driven::start(stream).await.map(Fresh::Http1),
             Link::Tls(stream, version) => {
                 if offer.contains(&HttpVersion::Http2) {
                     self.origin.learn(version);
                 }
                 match version {
-                    HttpVersion::Http1 => start_http1(*stream).await.map(Fresh::Http1),
+                    HttpVersion::Http1 => Driven::start(*stream).await.map(Fresh::Http1),
                     HttpVersion::Http2 => start_http2(*stream).await.map(Fresh::Http2),
                 }
             }

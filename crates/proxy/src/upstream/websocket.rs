@@ -77,7 +77,7 @@ impl Sender<'_> {
         io: Box<dyn Io>,
         mut request: Request<Body>,
     ) -> Result<Response<Body>, SendFailure> {
-        to_http1(&mut request, Some(&self.origin.key));
+        to_http1(&mut request, Some(self.origin));
         let expected = websocket::ask_http1(request.headers_mut());
         let (parts, up) = request.into_parts();
         let head = Request::from_parts(parts, Body::Empty);
