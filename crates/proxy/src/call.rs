@@ -103,7 +103,7 @@ impl Connection {
     /// If the destination is to be shown a certificate that is not there.
     fn way(&self, facts: &RequestFacts, judged: &Judged) -> Result<Rc<Way>, Failure> {
         let svid = match self.caller.as_deref() {
-            Some(state) => state.shown_to(&judged.destination, now())?,
+            Some(state) => state.shown_to(&judged.destination)?,
             None => None,
         };
         let asked = For {
@@ -320,7 +320,7 @@ impl Begun {
             return fallback;
         };
         // If there is no certificate to show, the request will be told so.
-        let (Some(caller), Ok(svid)) = (state.caller(), state.shown_to(destination, now())) else {
+        let (Some(caller), Ok(svid)) = (state.caller(), state.shown_to(destination)) else {
             return fallback;
         };
         let (id, name) = (caller.id.clone(), name.clone());
@@ -497,10 +497,18 @@ async fn carry(
     let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts))?;
     searchable(&parts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     // 6 credential
-    let grant = arm(connection, &facts, id, &mut judged).instrument(debug_span!("credential")).await?;
+    let way = connection.way(&facts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
+    let at_hand = at_hand(connection, &judged, &way).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
+    let (grant, way) = match at_hand {
+        Credential::None => (None, way),
+        Credential::Held(grant) => (Some(grant), way),
+        // Boxed: to wait for one is rare, and its state would make every request's future large.
+        Credential::Missing => {
+            Box::pin(arm(connection, &facts, id, &mut judged)).instrument(debug_span!("credential")).await?
+        }
+    };
     let replay = Replay::of(&parts, &body);
     // 7 rewrite
-    let way = connection.way(&facts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     let standing =
         debug_span!("rewrite").in_scope(|| rewrite::apply(&way.edit, grant.as_deref(), &mut parts));
     redact::ask(&judged.destination, &mut parts.headers);
@@ -624,7 +632,26 @@ fn not_covered(snapshot: &Snapshot, caller: &Caller, facts: &RequestFacts) -> Fa
     }
 }
 
-/// Stage 6: the credential that the decision names, if it names one.
+/// The credential that a decision names.
+enum Credential {
+    /// It names none.
+    None,
+    /// It is there.
+    Held(Arc<Grant>),
+    /// It has to be asked for.
+    Missing,
+}
+
+/// Stage 6, as far as nothing has to be waited for.
+fn at_hand(connection: &Connection, judged: &Judged, way: &Way) -> Result<Credential, Failure> {
+    let Some(state) = connection.caller.as_ref() else { return Ok(Credential::None) };
+    let Some(face) = provider(judged)? else { return Ok(Credential::None) };
+    let key = way.key(&judged.destination, face);
+    let held = state.credentials().cached(&key, judged.snapshot.version());
+    Ok(held.map_or(Credential::Missing, Credential::Held))
+}
+
+/// Stage 6: the credential that the decision names, if it names one, and the way that its request then goes.
 ///
 /// After every wait the request is judged again, under the snapshot that there is by then.
 async fn arm(
@@ -632,19 +659,21 @@ async fn arm(
     facts: &Rc<RequestFacts>,
     id: DecisionId,
     judged: &mut Judged,
-) -> Result<Option<Arc<Grant>>, Box<Refused>> {
-    let Some(state) = connection.caller.as_ref() else { return Ok(None) };
+) -> Result<(Option<Arc<Grant>>, Rc<Way>), Box<Refused>> {
     // Twice: once as it is now, once more if policy moved meanwhile.
     for _ in 0..3 {
-        let Some(face) = provider(judged).map_err(|f| Refused::of(f, facts).judged(judged))? else {
-            return Ok(None);
-        };
-        let way = connection.way(facts, judged).map_err(|f| Refused::of(f, facts).judged(judged))?;
-        let key = way.key(&judged.destination, face);
-        let version = judged.snapshot.version();
-        if let Some(grant) = state.credentials().cached(&key, version) {
-            return Ok(Some(grant));
+        let refused = |failure| Refused::of(failure, facts).judged(judged);
+        let way = connection.way(facts, judged).map_err(refused)?;
+        match at_hand(connection, judged, &way).map_err(refused)? {
+            Credential::None => return Ok((None, way)),
+            Credential::Held(grant) => return Ok((Some(grant), way)),
+            Credential::Missing => {}
         }
+        let (Some(state), Some(face)) = (connection.caller.as_ref(), provider(judged).map_err(refused)?)
+        else {
+            return Ok((None, way));
+        };
+        let (key, version) = (way.key(&judged.destination, face), judged.snapshot.version());
         let mut changed = state.changed();
         let ask = Ask { request: facts, decision: id, version };
         let got = state.credentials().get(&key, &ask).await;
@@ -655,7 +684,8 @@ async fn arm(
         *judged = judge(connection, facts)?;
         match got {
             Ok(grant) if judged.snapshot.version() == version && !state.is_revoked(&grant.id) => {
-                return Ok(Some(grant));
+                let way = connection.way(facts, judged);
+                return Ok((Some(grant), way.map_err(|f| Refused::of(f, facts).judged(judged))?));
             }
             Ok(_) => {}
             Err(failure) if failure.code == Code::PolicyMoved => {}
@@ -763,7 +793,7 @@ impl Act {
         if self.judged.destination.redact {
             self.asked.interim.mute();
         }
-        let request = Request::from_parts(parts, Guarded::up(body, open.clone()));
+        let request = Box::new(Request::from_parts(parts, Guarded::up(body, open.clone())));
         let mut response = self.dispatch(&open, request, replay.as_ref()).await?;
         if response.status() == StatusCode::UNAUTHORIZED
             && let Some(replay) = replay
@@ -783,7 +813,7 @@ impl Act {
     async fn dispatch(
         &mut self,
         open: &Rc<Open>,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         replay: Option<&Replay>,
     ) -> Result<Response<Body>, Box<Refused>> {
         let worker = self.connection.worker.clone();
@@ -796,8 +826,7 @@ impl Act {
         };
         if let Ok(Err(failed)) = &mut sent
             && failed.untouched
-            && let Some(again) =
-                failed.unsent.take().map(|unsent| *unsent).or_else(|| Some(self.rewritten(replay?)))
+            && let Some(again) = failed.unsent.take().or_else(|| Some(self.rewritten(replay?)))
         {
             let mut sending = Box::pin(sender.send(again, self.connection.version));
             sent = open.unless_cut(sending.as_mut()).await;
@@ -817,11 +846,11 @@ impl Act {
     }
 
     /// The request once more, with the credential of this moment.
-    fn rewritten(&self, replay: &Replay) -> Request<Body> {
+    fn rewritten(&self, replay: &Replay) -> Box<Request<Body>> {
         let mut parts = replay.0.clone();
         let _ = rewrite::apply(&self.way.edit, self.grant.as_deref(), &mut parts);
         redact::ask(&self.judged.destination, &mut parts.headers);
-        Request::from_parts(parts, Body::Empty)
+        Box::new(Request::from_parts(parts, Body::Empty))
     }
 
     /// The upstream did not take our credential: drop it, get another, try once; at most once a minute for each.
@@ -833,8 +862,9 @@ impl Act {
         }
         state.credentials().drop_grant(&refused.id);
         let connection = self.connection.clone();
-        let grant = arm(&connection, &self.facts, self.asked.id, &mut self.judged).await.ok()??;
-        self.way = connection.way(&self.facts, &self.judged).ok()?;
+        let (grant, way) = arm(&connection, &self.facts, self.asked.id, &mut self.judged).await.ok()?;
+        let grant = grant?;
+        self.way = way;
         let second =
             intend(&connection, self.asked.id, &self.facts, &self.judged, &self.way, Some(&grant)).ok()?;
         self.close(CallResult::Completed, Some(StatusCode::UNAUTHORIZED.as_u16()), None, (0, 0));
@@ -894,7 +924,7 @@ impl Act {
                 End::Broken(_) => (CallResult::Failed, Some(Code::UpstreamBadAnswer)),
                 End::Dropped => (CallResult::Aborted, None),
             };
-            let metrics = self.connection.worker.shared.metrics.clone();
+            let metrics = &self.connection.worker.shared.metrics;
             match code {
                 Some(code) => metrics.cut(code),
                 None => metrics.completed(),

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use arc_swap::ArcSwapOption;
 use aws_lc_rs::hmac;
 use model::destination::ClientCertificate;
-use model::{Caller, Code, Destination, Failure, GrantId, UnixMillis};
+use model::{Caller, Code, Destination, Failure, GrantId};
 use policy::Snapshot;
 use tokio::sync::watch;
 
 use crate::credential::Cache;
 use crate::svid::Svid;
+use crate::worker::now;
 
 /// One caller: its policy, its credentials, and who it is.
 pub struct CallerState {
@@ -52,10 +53,11 @@ impl CallerState {
     ///
     /// # Errors
     /// [`Code::NoCaller`] if it is to be the caller's certificate and there is none that is still good.
-    pub fn shown_to(&self, destination: &Destination, now: UnixMillis) -> Result<Option<Arc<Svid>>, Failure> {
+    pub fn shown_to(&self, destination: &Destination) -> Result<Option<Arc<Svid>>, Failure> {
         match destination.client_certificate {
             None => Ok(None),
             Some(ClientCertificate::Svid) => {
+                let now = now();
                 let svid = self.svid.load_full().filter(|svid| svid.ends > now);
                 let missing = || {
                     let detail = "the destination is shown the workload's certificate, and the proxy has none that is good";

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use model::audit::{CallResult, Event, Outcome, What};
-use model::{Code, DecisionId, Failure};
+use model::{Code, DecisionId, Failure, UnixMillis};
 use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::sync::Notify;
 
@@ -80,7 +80,8 @@ impl Audit {
     /// # Errors
     /// [`Code::SpoolFull`] if there is no room and the configuration does not allow a gap.
     pub fn intent(&self, intent: &line::Intent<'_>) -> Result<OpenCall, Failure> {
-        let written = self.append(&line::intent(now(), intent), Kind::Intent)?;
+        let time = now();
+        let written = self.append(&line::intent(time, intent), Kind::Intent, time)?;
         Ok(OpenCall { audit: self.clone(), decision: Some(intent.decision), intent: written })
     }
 
@@ -90,15 +91,16 @@ impl Audit {
     /// [`Code::SpoolFull`] if there is no room and the configuration does not allow a gap.
     pub fn write(&self, what: What) -> Result<(), Failure> {
         let unwritable = |e| Failure::new(Code::SpoolFull, "an event could not be written").because(e);
-        let payload = serde_json::to_vec(&Event { time: now(), what }).map_err(unwritable)?;
-        self.append(&payload, Kind::Alone)?;
+        let time = now();
+        let payload = serde_json::to_vec(&Event { time, what }).map_err(unwritable)?;
+        self.append(&payload, Kind::Alone, time)?;
         Ok(())
     }
 
     /// The event's number; `None` if it was dropped because there is no room, which the configuration then allows.
-    fn append(&self, payload: &[u8], kind: Kind) -> Result<Option<u64>, Failure> {
+    fn append(&self, payload: &[u8], kind: Kind, time: UnixMillis) -> Result<Option<u64>, Failure> {
         let mut spool = self.0.spool();
-        match spool.append(payload, kind, now()) {
+        match spool.append(payload, kind, time) {
             Ok(number) => {
                 drop(spool);
                 self.0.written.notify_one();

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use http::{Request, Response, StatusCode, Version};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
@@ -68,13 +69,11 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
     let mut served = builder.serve_connection(TokioIo::new(io), service);
     let mut expired = None;
     let ended = {
-        let ending = connection.clone();
-        let mut ending = std::pin::pin!(ending.told_to_end());
-        let mut told = false;
+        // In a set of its own, which polls it only when it was woken.
+        let mut ending = FuturesUnordered::from_iter([connection.told_to_end()]);
         poll_fn(|cx| {
             activity.turn();
-            if !told && ending.as_mut().poll(cx).is_ready() {
-                told = true;
+            if let Poll::Ready(Some(())) = ending.poll_next_unpin(cx) {
                 std::pin::Pin::new(&mut served).graceful_shutdown();
             }
             if let Poll::Ready(reason) = clock.poll(cx) {

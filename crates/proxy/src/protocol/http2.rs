@@ -55,9 +55,8 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         }
         Err(_) => return,
     };
-    let ending = connection.clone();
-    let mut ending = std::pin::pin!(ending.told_to_end());
-    let mut told = false;
+    // In a set of its own, which polls it only when it was woken.
+    let mut ending = FuturesUnordered::from_iter([connection.told_to_end()]);
     let mut exchanges = FuturesUnordered::new();
     let mut clock = Clock::new(connection.activity.clone(), limits.head, limits.idle);
     let (mut window, uploads) = (Window::default(), Uploads::default());
@@ -67,8 +66,7 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
             if clock.poll(cx).is_ready() {
                 return Poll::Ready(Next::Expired);
             }
-            if !told && ending.as_mut().poll(cx).is_ready() {
-                told = true;
+            if let Poll::Ready(Some(())) = ending.poll_next_unpin(cx) {
                 server.graceful_shutdown();
             }
             // Exchanges first: what they write goes out with the accept that follows.

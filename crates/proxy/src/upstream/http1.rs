@@ -20,31 +20,34 @@ use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::{Body, trailers};
 
 impl Sender<'_> {
-    pub(super) async fn send_http1(&self, mut request: Request<Body>) -> Result<Response<Body>, SendFailure> {
+    pub(super) async fn send_http1(
+        &self,
+        mut request: Box<Request<Body>>,
+    ) -> Result<Response<Body>, SendFailure> {
         to_http1(&mut request, Some(self.origin));
         // A kept connection may be closing at this moment; hyper gives the request back if it was not begun.
         while let Some(connection) = self.origin.take_http1() {
             match self.try_http1(connection, request).await {
-                Err(SendFailure { unsent: Some(unsent), .. }) => request = *unsent,
+                Err(SendFailure { unsent: Some(unsent), .. }) => request = unsent,
                 other => return other,
             }
         }
         Box::pin(self.send_over_new(request)).await
     }
 
-    async fn send_over_new(&self, request: Request<Body>) -> Result<Response<Body>, SendFailure> {
+    async fn send_over_new(&self, request: Box<Request<Body>>) -> Result<Response<Body>, SendFailure> {
         match self.open(&[HttpVersion::Http1]).await {
             Ok(Fresh::Http1(connection)) => self.try_http1(connection, request).await,
             // A plain destination that is declared to speak HTTP/2.
             Ok(Fresh::Http2(sender)) => self.send_http2(sender, request).await,
-            Err(failure) => Err(SendFailure { failure, unsent: Some(Box::new(request)), untouched: true }),
+            Err(failure) => Err(SendFailure { failure, unsent: Some(request), untouched: true }),
         }
     }
 
     pub(super) async fn send_fresh_http1(
         &self,
         connection: Driven,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
     ) -> Result<Response<Body>, SendFailure> {
         to_http1(&mut request, Some(self.origin));
         self.try_http1(connection, request).await
@@ -53,7 +56,7 @@ impl Sender<'_> {
     async fn try_http1(
         &self,
         mut connection: Driven,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
     ) -> Result<Response<Body>, SendFailure> {
         if protocols::http::is_grpc(request.method(), request.headers()) {
             return Err(Failure::new(Code::GrpcNeedsHttp2, "gRPC is carried over HTTP/2 only").into());
@@ -62,8 +65,8 @@ impl Sender<'_> {
         hyper::ext::on_informational(&mut request, move |early| {
             interim.push(early.status(), early.headers())
         });
-        let request = with_announced_trailers(request, self.trailers_dropped);
-        let mut answer = match self.in_time(connection.send(request)).await? {
+        with_announced_trailers(&mut request, self.trailers_dropped);
+        let mut answer = match self.in_time(connection.send(*request)).await? {
             Ok(answer) => answer,
             Err(mut error) => {
                 let unsent = error.take_message().map(Box::new);
@@ -99,10 +102,9 @@ impl Sender<'_> {
 }
 
 /// The request with those trailers alone that it announces.
-fn with_announced_trailers(request: Request<Body>, dropped: &prometheus::IntCounter) -> Request<Body> {
-    let (parts, body) = request.into_parts();
-    let body = trailers::to_http1(body, &parts.headers, true, dropped);
-    Request::from_parts(parts, body)
+fn with_announced_trailers(request: &mut Request<Body>, dropped: &prometheus::IntCounter) {
+    let body = std::mem::replace(request.body_mut(), Body::Empty);
+    *request.body_mut() = trailers::to_http1(body, request.headers(), true, dropped);
 }
 
 /// Origin-form and Host, as RFC 9112 §3.2.1 asks of a request to a server. What was judged (`origin`) is what Host names.

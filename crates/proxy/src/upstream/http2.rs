@@ -66,12 +66,12 @@ impl Sender<'_> {
     pub(super) async fn send_http2(
         &self,
         sender: Http2Sender,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
     ) -> Result<Response<Body>, SendFailure> {
         let mut sender = match sender.ready().await {
             Ok(sender) => sender,
             Err(error) => {
-                let unsent = Some(Box::new(request));
+                let unsent = Some(request);
                 return Err(SendFailure { failure: http2_failure(error), unsent, untouched: true });
             }
         };

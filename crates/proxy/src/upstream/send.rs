@@ -81,16 +81,19 @@ impl Sender<'_> {
     ///
     /// # Errors
     /// A failure of this stage; `unsent` holds the request if nothing of it went out.
+    ///
+    /// The request is boxed: an async function holds what it is given twice, and there are some on the way.
     pub async fn send(
         &self,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
         version: HttpVersion,
     ) -> Result<Response<Body>, SendFailure> {
         if request.extensions().get::<WebSocket>().is_some() {
             return Box::pin(self.send_websocket(request, version)).await;
         }
         if expects(&request) {
-            request = request.map(|body| self.interim.guard(body));
+            let body = std::mem::replace(request.body_mut(), Body::Empty);
+            *request.body_mut() = self.interim.guard(body);
         }
         match version {
             HttpVersion::Http1 if !self.speaks_only_http2() => match self.send_http1(request).await {
@@ -98,7 +101,7 @@ impl Sender<'_> {
                 Err(SendFailure { unsent: Some(unsent), failure, .. })
                     if failure.code == Code::UpstreamTls && self.origin.is_http1_refused() =>
                 {
-                    Box::pin(self.send_multiplexed(*unsent)).await
+                    Box::pin(self.send_multiplexed(unsent)).await
                 }
                 sent => sent,
             },
@@ -110,7 +113,7 @@ impl Sender<'_> {
         }
     }
 
-    async fn send_multiplexed(&self, request: Request<Body>) -> Result<Response<Body>, SendFailure> {
+    async fn send_multiplexed(&self, request: Box<Request<Body>>) -> Result<Response<Body>, SendFailure> {
         match self.http2().await? {
             Fresh::Http2(sender) => self.send_http2(sender, request).await,
             Fresh::Http1(sender) => self.send_fresh_http1(sender, request).await,

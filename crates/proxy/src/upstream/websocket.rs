@@ -36,7 +36,7 @@ impl Sender<'_> {
     /// is a 101, whatever the version.
     pub(super) async fn send_websocket(
         &self,
-        request: Request<Body>,
+        request: Box<Request<Body>>,
         version: HttpVersion,
     ) -> Result<Response<Body>, SendFailure> {
         let over_http2 = self.speaks_only_http2()
@@ -56,7 +56,7 @@ impl Sender<'_> {
         }
     }
 
-    async fn extended_connect(&self, mut request: Request<Body>) -> Result<Response<Body>, SendFailure> {
+    async fn extended_connect(&self, mut request: Box<Request<Body>>) -> Result<Response<Body>, SendFailure> {
         let Fresh::Http2(sender) = self.http2().await? else {
             return Err(bad_answer("the server's choice of protocol was not offered").into());
         };
@@ -75,7 +75,7 @@ impl Sender<'_> {
     async fn upgrade(
         &self,
         io: Box<dyn Io>,
-        mut request: Request<Body>,
+        mut request: Box<Request<Body>>,
     ) -> Result<Response<Body>, SendFailure> {
         to_http1(&mut request, Some(self.origin));
         let expected = websocket::ask_http1(request.headers_mut());
