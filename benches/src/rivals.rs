@@ -122,7 +122,7 @@ fn haproxy(directory: &str) -> String {
     let credential = credential();
     let verified = format!("ssl verify required ca-file {SERVICE_ROOT} sni str({PAYMENTS})");
     format!(
-        "global\n  nbthread 1\n  maxconn 20000\n\
+        "global\n  nbthread 1\n  maxconn 8000\n\
          defaults\n  mode http\n  timeout connect 5s\n  timeout client 300s\n  timeout server 300s\n\
          \x20 http-reuse always\n\
          frontend in\n  bind 127.0.0.1:{PORT} ssl crt {directory}/both.pem alpn h2,http/1.1\n\

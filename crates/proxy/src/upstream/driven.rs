@@ -189,3 +189,81 @@ fn note(ended: hyper::Result<()>) {
         tracing::debug!(%error, "upstream connection ended");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http_body::Body as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+
+    use super::*;
+
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+
+    async fn connected() -> (Driven, DuplexStream) {
+        let (ours, theirs) = tokio::io::duplex(1024);
+        (Driven::start(ours).await.unwrap(), theirs)
+    }
+
+    fn request() -> Request<Body> {
+        Request::builder().uri("/").header("host", "a").body(Body::Empty).unwrap()
+    }
+
+    async fn answer(server: &mut DuplexStream) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(server.read_u8().await.unwrap());
+        }
+        server.write_all(ANSWER).await.unwrap();
+    }
+
+    /// Outside of a set of local tasks, where nothing could be given one.
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_request_and_its_answer_need_no_task() {
+        let (mut driven, mut server) = connected().await;
+        for _ in 0..3 {
+            let (sent, ()) = tokio::join!(driven.send(request()), answer(&mut server));
+            let mut body = Body::from_http1(sent.ok().expect("an answer").into_body());
+            let next = std::future::poll_fn(|cx| {
+                driven.poll_with(cx, |cx| Pin::new(&mut body).poll_frame(cx).map(|frame| frame.unwrap()))
+            });
+            assert_eq!(next.await.unwrap().into_data().unwrap(), "ok");
+            assert!(body.is_end_stream() && driven.is_ready());
+        }
+        drop(server);
+        assert!(!driven.is_closed(), "nobody has looked");
+        driven.work();
+        assert!(driven.is_closed());
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn one_that_nobody_wants_any_more_ends() {
+        let (driven, mut server) = connected().await;
+        drop(driven);
+        assert_eq!(server.read(&mut [0; 8]).await.unwrap(), 0);
+        let (mut driven, mut server) = connected().await;
+        {
+            let mut sending = std::pin::pin!(driven.send(request()));
+            let polled = std::future::poll_fn(|cx| Poll::Ready(sending.as_mut().poll(cx).is_pending()));
+            assert!(polled.await, "it waits for its answer");
+        }
+        drop(driven);
+        let mut sent = Vec::new();
+        server.read_to_end(&mut sent).await.unwrap();
+        assert!(sent.starts_with(b"GET / HTTP/1.1\r\n"));
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn with_a_task_it_moves_by_itself() {
+        let moving = async {
+            let (mut driven, mut server) = connected().await;
+            driven.detach();
+            let (sent, ()) = tokio::join!(driven.send(request()), answer(&mut server));
+            assert!(sent.is_ok());
+            drop(server);
+            while !driven.is_closed() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::task::LocalSet::new().run_until(moving).await;
+    }
+}
