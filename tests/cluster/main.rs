@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod attestation;
 mod custom_resources;
 mod helm;
 mod server;
@@ -31,7 +32,7 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn all() -> Vec<Test> {
-    [custom_resources::TESTS, helm::TESTS, server::TESTS, webhook::TESTS].concat()
+    [attestation::TESTS, custom_resources::TESTS, helm::TESTS, server::TESTS, webhook::TESTS].concat()
 }
 
 #[expect(clippy::print_stderr, reason = "what a test target says")]

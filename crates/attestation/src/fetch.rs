@@ -1,4 +1,5 @@
-//! Small documents over verified HTTPS: discovery and key sets. Bounded in size and time; follows no redirect.
+//! Small documents over verified HTTPS: discovery, key sets, what an API server knows. Bounded in size and time; follows no
+//! redirect.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use http::{Request, StatusCode, Uri, header};
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
@@ -27,6 +28,19 @@ pub struct Fetched {
     pub max_age: Option<Duration>,
 }
 
+/// What is asked.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// An https URL.
+    pub url: &'a str,
+    /// Roots for its certificate.
+    pub roots: &'a Arc<RootCertStore>,
+    /// The bearer token to present.
+    pub bearer: Option<&'a model::Secret>,
+    /// A JSON document to POST; GET without one.
+    pub post: Option<&'a model::Secret>,
+}
+
 /// Gets a document.
 ///
 /// # Errors
@@ -36,50 +50,69 @@ pub async fn get(
     roots: &Arc<RootCertStore>,
     bearer: Option<&model::Secret>,
 ) -> anyhow::Result<Fetched> {
-    tokio::time::timeout(PATIENCE, request(url, roots, bearer))
-        .await
-        .with_context(|| format!("{url} did not answer in {} s", PATIENCE.as_secs()))?
-        .with_context(|| format!("could not get {url}"))
+    let (status, fetched) = ask(Ask { url, roots, bearer, post: None }).await?;
+    if status != StatusCode::OK {
+        bail!("could not get {url}: the answer is {status}");
+    }
+    Ok(fetched)
 }
 
-async fn request(
-    url: &str,
-    roots: &Arc<RootCertStore>,
-    bearer: Option<&model::Secret>,
-) -> anyhow::Result<Fetched> {
-    let uri: Uri = url.parse().context("not a URL")?;
+/// Asks, whatever the status of the answer.
+///
+/// # Errors
+/// If the server can't be reached or verified, or its answer has no bounded body.
+pub async fn ask(asked: Ask<'_>) -> anyhow::Result<(StatusCode, Fetched)> {
+    tokio::time::timeout(PATIENCE, request(asked))
+        .await
+        .with_context(|| format!("{} did not answer in {} s", asked.url, PATIENCE.as_secs()))?
+        .with_context(|| format!("could not ask {}", asked.url))
+}
+
+async fn request(asked: Ask<'_>) -> anyhow::Result<(StatusCode, Fetched)> {
+    let uri: Uri = asked.url.parse().context("not a URL")?;
     if uri.scheme_str() != Some("https") {
-        bail!("only https is asked for keys");
+        bail!("only https is asked");
     }
     let host = uri.host().context("the URL names no host")?.to_owned();
     let stream = TcpStream::connect((host.trim_matches(['[', ']']), uri.port_u16().unwrap_or(443))).await?;
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots.clone())
+        .with_root_certificates(asked.roots.clone())
         .with_no_client_auth();
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())?;
     let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
     tokio::spawn(connection);
-    let authority = uri.authority().context("the URL names no host")?.as_str();
-    let path = uri.path_and_query().map_or("/", |path| path.as_str());
-    let mut request =
-        Request::get(path).header(header::HOST, authority).header(header::ACCEPT, "application/json");
-    if let Some(bearer) = bearer {
-        let mut value = header::HeaderValue::from_bytes(&[b"Bearer ", bearer.expose()].concat())?;
-        value.set_sensitive(true);
-        request = request.header(header::AUTHORIZATION, value);
-    }
-    let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
-    if response.status() != StatusCode::OK {
-        bail!("the answer is {}", response.status());
-    }
+    let response = sender.send_request(message(&uri, asked)?).await?;
+    let status = response.status();
     let max_age =
         response.headers().get(header::CACHE_CONTROL).and_then(|value| max_age(value.to_str().ok()?));
     let body = Limited::new(response.into_body(), BYTES_MAX);
     let body =
         body.collect().await.map_err(|error| anyhow::anyhow!("the body broke off: {error}"))?.to_bytes();
-    Ok(Fetched { body, max_age })
+    Ok((status, Fetched { body, max_age }))
+}
+
+fn message(uri: &Uri, asked: Ask<'_>) -> anyhow::Result<Request<Full<Bytes>>> {
+    let authority = uri.authority().context("the URL names no host")?.as_str();
+    let path = uri.path_and_query().map_or("/", |path| path.as_str());
+    // An API server has its keys in no other form than the first (406).
+    let mut request = Request::builder()
+        .uri(path)
+        .header(header::HOST, authority)
+        .header(header::ACCEPT, "application/jwk-set+json, application/json");
+    if let Some(bearer) = asked.bearer {
+        let mut value = header::HeaderValue::from_bytes(&[b"Bearer ", bearer.expose()].concat())?;
+        value.set_sensitive(true);
+        request = request.header(header::AUTHORIZATION, value);
+    }
+    Ok(match asked.post {
+        None => request.method("GET").body(Full::default())?,
+        Some(document) => request
+            .method("POST")
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(Bytes::copy_from_slice(document.expose())))?,
+    })
 }
 
 fn max_age(cache_control: &str) -> Option<Duration> {

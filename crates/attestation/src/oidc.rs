@@ -12,7 +12,7 @@ use base64::Engine as _;
 use jsonwebtoken::jwk::JwkSet;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation};
 use model::{Code, Failure, Secret, UnixMillis};
-use resources::kind::{OidcSpec, TrustProviderSpec};
+use resources::kind::{KubernetesSpec, OidcSpec, TrustProviderSpec};
 use rustls::RootCertStore;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -23,6 +23,7 @@ use tokio::time::Instant;
 use crate::caller::{self, Validity, Verified};
 use crate::fetch;
 use crate::gather::TOKEN_BYTES_MAX;
+use crate::kubernetes::{ApiServer, BoundPod};
 
 /// Asymmetric algorithms only: with a shared secret everybody who verifies could also sign (RFC 8725 §3.1).
 const ALGORITHMS: [Algorithm; 9] = [
@@ -47,6 +48,9 @@ const KEEP_MOST: Duration = Duration::from_secs(3600);
 /// A key that is not known makes us ask again at most this often.
 const ASK_AGAIN: Duration = Duration::from_secs(10);
 
+/// How long the name that a cluster's tokens carry is kept before it is asked for again.
+const KEEP_ISSUER: Duration = Duration::from_secs(300);
+
 /// Claims are looked into this deep; what lies deeper is no attribute.
 const CLAIM_DEPTH: usize = 4;
 
@@ -67,7 +71,11 @@ pub struct Verifier {
     trust_domain: String,
     roots: Arc<RootCertStore>,
     issuers: Mutex<HashMap<OidcKey, Arc<Mutex<Option<Keys>>>>>,
+    clusters: Mutex<HashMap<ClusterKey, (String, Instant)>>,
 }
+
+/// A cluster: its address, and the file by which it is asked.
+type ClusterKey = (Option<String>, Option<String>);
 
 /// What makes an issuer's keys another issuer's: everything by which they were obtained.
 #[derive(Clone, PartialEq, Eq, Hash)]
@@ -89,27 +97,176 @@ impl Verifier {
     /// its own.
     #[must_use]
     pub fn new(trust_domain: &str, roots: RootCertStore) -> Self {
-        Self { trust_domain: trust_domain.to_owned(), roots: Arc::new(roots), issuers: Mutex::default() }
+        Self {
+            trust_domain: trust_domain.to_owned(),
+            roots: Arc::new(roots),
+            issuers: Mutex::default(),
+            clusters: Mutex::default(),
+        }
     }
 
-    /// Verifies a token.
+    /// Verifies a token, and asks for the pod where its provider is a cluster.
     ///
     /// # Errors
     /// [`Code::NoTrustProvider`] if nobody believes its issuer and audience, [`Code::EvidenceExpired`],
-    /// [`Code::EvidenceInvalid`], or [`Code::IssuerUnreachable`] if its keys can't be had.
+    /// [`Code::EvidenceInvalid`], [`Code::WorkloadGone`], or [`Code::IssuerUnreachable`] if its keys can't be had or
+    /// its cluster not be asked.
     pub async fn verify(
         &self,
-        kind: &str,
         token: &Secret,
         providers: &[Provider],
         now: UnixMillis,
     ) -> Result<Verified, Failure> {
         let unverified = Unverified::read(token)?;
-        let provider = believed(&unverified, providers)?;
-        let claims = self.claims(token, &unverified, &provider.spec.oidc, now).await?;
+        let (provider, issuer) = self.believed(&unverified, providers).await?;
+        let (claims, proved) = match (&provider.spec.oidc, &provider.spec.kubernetes) {
+            (Some(spec), _) => (self.claims(token, &unverified, spec, now).await?, BTreeMap::new()),
+            (None, Some(spec)) => self.of_cluster(token, &unverified, issuer, spec, now).await?,
+            (None, None) => return Err(invalid("the TrustProvider names no issuer")),
+        };
         let validity = Validity { issued_at: moment(&claims, "iat")?, expires_at: moment(&claims, "exp")? };
-        let attributes = attributes(&claims);
+        let mut attributes = attributes(&claims);
+        attributes.extend(proved);
+        // What the evidence is, it says itself; never the proxy that brings it.
+        let kind = if claims["kubernetes.io"].is_object() { "kubernetes" } else { "oidc" };
         caller::name(&self.trust_domain, &provider.name, kind, &provider.spec.caller, attributes, validity)
+    }
+
+    /// Whether what was attested is still there: a pod, if its provider is a cluster. Of others nobody knows.
+    ///
+    /// # Errors
+    /// [`Code::WorkloadGone`] if it is not, [`Code::IssuerUnreachable`] if that can't be found out.
+    pub async fn still_there(
+        &self,
+        caller: &model::Caller,
+        providers: &[Provider],
+        now: UnixMillis,
+    ) -> Result<(), Failure> {
+        let provider = providers.iter().find(|provider| *provider.name == *caller.attestation.provider);
+        let Some(spec) = provider.and_then(|provider| provider.spec.kubernetes.as_ref()) else {
+            return Ok(());
+        };
+        let value = |name: &str| caller.attributes.get(name).cloned().unwrap_or_default();
+        let pod = BoundPod {
+            namespace: value("kubernetes.namespace"),
+            name: value("kubernetes.pod.name"),
+            uid: value("kubernetes.pod.uid"),
+            service_account: value("kubernetes.serviceaccount"),
+        };
+        ApiServer::of(spec, &self.roots)?.pod(&pod, now).await.map(drop)
+    }
+
+    /// The provider that believes a token's issuer and audience, and that issuer.
+    async fn believed<'a>(
+        &self,
+        token: &Unverified,
+        providers: &'a [Provider],
+    ) -> Result<(&'a Provider, String), Failure> {
+        let mut of_issuer = Vec::new();
+        for provider in providers {
+            let Some(spec) = provider.spec.oidc.as_ref().filter(|spec| spec.issuer == token.issuer) else {
+                continue;
+            };
+            if token.audiences.contains(&spec.audience) {
+                return Ok((provider, token.issuer.clone()));
+            }
+            of_issuer.push((provider, &spec.audience));
+        }
+        let mut away = None;
+        for provider in providers {
+            let Some(spec) = &provider.spec.kubernetes else { continue };
+            match self.cluster_issuer(spec).await {
+                Ok(issuer) if issuer != token.issuer => {}
+                Ok(issuer) if token.audiences.contains(&spec.audience) => return Ok((provider, issuer)),
+                Ok(_) => of_issuer.push((provider, &spec.audience)),
+                Err(failure) => away = Some(failure),
+            }
+        }
+        Err(match (of_issuer.first(), away) {
+            (Some((provider, audience)), _) => invalid(&format!(
+                "the token is not for audience `{audience}`, which TrustProvider {} asks for",
+                provider.name
+            )),
+            // The cluster that could not be asked may be the one.
+            (None, Some(failure)) => failure,
+            (None, None) => {
+                let detail = format!("no TrustProvider believes the issuer {}", printable(&token.issuer));
+                Failure::new(Code::NoTrustProvider, detail)
+            }
+        })
+    }
+
+    /// The `iss` of a cluster's tokens; if it can't be asked, as it was.
+    async fn cluster_issuer(&self, spec: &KubernetesSpec) -> Result<String, Failure> {
+        let server = spec.server.as_ref();
+        let key =
+            (server.map(|server| server.url.clone()), server.map(|server| server.bearer_token_file.clone()));
+        // Held while asking: many tokens at once ask once.
+        let mut clusters = self.clusters.lock().await;
+        let known = clusters.get(&key).cloned();
+        if let Some((issuer, asked)) = &known
+            && asked.elapsed() < KEEP_ISSUER
+        {
+            return Ok(issuer.clone());
+        }
+        let asked = match ApiServer::of(spec, &self.roots) {
+            Ok(server) => server.issuer().await,
+            Err(failure) => Err(failure),
+        };
+        let issuer = match (asked, known) {
+            (Ok(issuer), _) => issuer,
+            (Err(failure), Some((issuer, _))) => {
+                tracing::warn!(stage = "identity", %issuer, "a cluster's issuer is kept: {failure}");
+                issuer
+            }
+            (Err(failure), None) => return Err(failure),
+        };
+        clusters.insert(key, (issuer.clone(), Instant::now()));
+        Ok(issuer)
+    }
+
+    /// The claims of a pod's token, and what the API server says of the pod beyond them.
+    async fn of_cluster(
+        &self,
+        token: &Secret,
+        unverified: &Unverified,
+        issuer: String,
+        spec: &KubernetesSpec,
+        now: UnixMillis,
+    ) -> Result<(Value, BTreeMap<String, String>), Failure> {
+        // Validation knows the usual names of such audiences; this one it can't know.
+        if spec.audience == issuer {
+            return Err(invalid("the TrustProvider's audience is the API server's own"));
+        }
+        let server = ApiServer::of(spec, &self.roots)?;
+        let claims = if spec.verify.as_deref() == Some("tokenReview") {
+            let review = server.review(token, &spec.audience).await?;
+            // The API server has verified these very bytes.
+            let claims = unverified.claims.clone();
+            check_times(&claims, now)?;
+            let pod = claims["kubernetes.io"].pointer("/pod/uid").and_then(Value::as_str);
+            if claims["sub"] != *review.username || review.pod_uid.as_deref() != pod {
+                return Err(invalid("the token says another than the API server does"));
+            }
+            claims
+        } else {
+            let keys = OidcSpec {
+                issuer,
+                audience: spec.audience.clone(),
+                jwks_uri: Some(server.jwks_uri()),
+                ca_bundle: server.ca.clone(),
+                bearer_token_file: Some(server.token_file()),
+            };
+            self.claims(token, unverified, &keys, now).await?
+        };
+        let pod = bound_pod(&claims)?;
+        let proved = server.pod(&pod, now).await?;
+        let node = claims["kubernetes.io"].pointer("/node/name").and_then(Value::as_str);
+        let placed = proved.get("kubernetes.node.name").map(String::as_str);
+        if node.is_some() && node != placed {
+            return Err(invalid("the token is for another node than the pod's"));
+        }
+        Ok((claims, proved))
     }
 
     /// The claims of a token whose signature, issuer, audience and times hold.
@@ -225,7 +382,7 @@ fn discovered(document: &[u8], issuer: &str) -> anyhow::Result<String> {
     Ok(discovery.jwks_uri)
 }
 
-fn parse_roots(pem: &str) -> anyhow::Result<RootCertStore> {
+pub(crate) fn parse_roots(pem: &str) -> anyhow::Result<RootCertStore> {
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
         roots.add(certificate?)?;
@@ -240,6 +397,7 @@ struct Unverified {
     key_id: Option<String>,
     issuer: String,
     audiences: Vec<String>,
+    claims: Value,
 }
 
 impl Unverified {
@@ -264,26 +422,7 @@ impl Unverified {
             _ => Vec::new(),
         };
         let issuer = claims["iss"].as_str().ok_or_else(|| invalid("the token names no issuer"))?.to_owned();
-        Ok(Self { algorithm: header.alg, key_id: header.kid, issuer, audiences })
-    }
-}
-
-fn believed<'a>(token: &Unverified, providers: &'a [Provider]) -> Result<&'a Provider, Failure> {
-    let of_issuer = || providers.iter().filter(|provider| provider.spec.oidc.issuer == token.issuer);
-    if let Some(provider) =
-        of_issuer().find(|provider| token.audiences.contains(&provider.spec.oidc.audience))
-    {
-        return Ok(provider);
-    }
-    match of_issuer().next() {
-        Some(provider) => Err(invalid(&format!(
-            "the token is not for audience `{}`, which TrustProvider {} asks for",
-            provider.spec.oidc.audience, provider.name
-        ))),
-        None => {
-            let detail = format!("no TrustProvider believes the issuer {}", printable(&token.issuer));
-            Err(Failure::new(Code::NoTrustProvider, detail))
-        }
+        Ok(Self { algorithm: header.alg, key_id: header.kid, issuer, audiences, claims })
     }
 }
 
@@ -336,6 +475,26 @@ fn moment(claims: &Value, name: &str) -> Result<UnixMillis, Failure> {
 
 fn invalid(detail: &str) -> Failure {
     Failure::new(Code::EvidenceInvalid, detail)
+}
+
+/// The pod that a service account's token is bound to; a token that is bound to none proves no running copy.
+fn bound_pod(claims: &Value) -> Result<BoundPod, Failure> {
+    let kubernetes = &claims["kubernetes.io"];
+    // Only the token that every pod has for the API server itself outlives what it was asked for, and says so by this.
+    if kubernetes.get("warnafter").is_some() {
+        return Err(invalid("the token is a pod's default token, which is for the API server"));
+    }
+    let text = |pointer: &str| kubernetes.pointer(pointer).and_then(Value::as_str).map(str::to_owned);
+    let pod = match (text("/namespace"), text("/pod/name"), text("/pod/uid"), text("/serviceaccount/name")) {
+        (Some(namespace), Some(name), Some(uid), Some(service_account)) => {
+            BoundPod { namespace, name, uid, service_account }
+        }
+        _ => return Err(invalid("the token is not bound to a pod")),
+    };
+    if claims["sub"] != format!("system:serviceaccount:{}:{}", pod.namespace, pod.service_account) {
+        return Err(invalid("the token's `sub` is not its service account"));
+    }
+    Ok(pod)
 }
 
 /// What the claims prove: each as `claim.NAME`, nested ones with dots; and the ones that Kubernetes nests (KEP-1205) under
@@ -397,6 +556,26 @@ mod tests {
         assert_eq!(found["kubernetes.pod.uid"], "u-1");
         assert_eq!(found["kubernetes.serviceaccount"], "billing");
         assert_eq!(found["claim.sub"], "system:serviceaccount:payments:billing");
+    }
+
+    #[test]
+    fn only_a_token_that_is_bound_to_a_pod_proves_one() {
+        let claims = || {
+            json!({ "sub": "system:serviceaccount:probe:worker", "kubernetes.io": {
+                "namespace": "probe", "pod": { "name": "projected", "uid": "u-1" },
+                "serviceaccount": { "name": "worker", "uid": "s-1" } } })
+        };
+        assert_eq!(bound_pod(&claims()).unwrap().name, "projected");
+        // As `kubectl create token` makes them; and as lies in every pod, for a year.
+        let mut unbound = claims();
+        unbound["kubernetes.io"].as_object_mut().unwrap().remove("pod");
+        let mut default = claims();
+        default["kubernetes.io"]["warnafter"] = json!(1_795_327_499);
+        let mut other = claims();
+        other["sub"] = json!("system:serviceaccount:probe:other");
+        for refused in [unbound, default, other, json!({ "sub": "x" })] {
+            assert_eq!(bound_pod(&refused).unwrap_err().code, Code::EvidenceInvalid, "{refused}");
+        }
     }
 
     #[test]

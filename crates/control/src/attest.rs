@@ -32,7 +32,7 @@ pub struct Attestor {
     /// Remembers who proved what with which key.
     pub store: Arc<dyn Store>,
     /// Verifies evidence.
-    pub verifier: Verifier,
+    pub verifier: Arc<Verifier>,
     /// Makes certificates.
     pub authority: Arc<Authority>,
     /// Whom we believe.
@@ -144,13 +144,12 @@ impl Attestor {
         UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, csr.public_key.der_bytes())
             .verify(&[CONTEXT, nonce].concat(), &proof.signature)
             .map_err(|_| invalid("the challenge was not signed with the key of the signing request"))?;
-        let kind = match proof.evidence_kind.as_str() {
-            kind @ ("oidc" | "kubernetes") => kind.to_owned(),
-            _ => return Err(Failure::new(Code::NoTrustProvider, "this kind of evidence is not known")),
-        };
+        if !["oidc", "kubernetes"].contains(&proof.evidence_kind.as_str()) {
+            return Err(Failure::new(Code::NoTrustProvider, "this kind of evidence is not known"));
+        }
         let token = Secret::new(proof.evidence);
         let policies = self.index.now();
-        let verified = self.verifier.verify(&kind, &token, &policies.trust, now()).await?;
+        let verified = self.verifier.verify(&token, &policies.trust, now()).await?;
         let binding = Binding { instance: verified.instance, caller: verified.caller, key };
         seen.binding = Some(binding.clone());
         let new_key = match self.store.bind(&binding, now()).await.map_err(store_failure)? {

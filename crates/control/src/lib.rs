@@ -1,9 +1,11 @@
 //! countersign-control: the control plane.
 //!
-//! [`attest`], [`watch`], [`issue`] and [`report`] are what a proxy asks for, [`administration`] what an administrator
+//! [`attest`], [`watch`], [`issue`] and [`report`] are what a proxy asks for, [`attendance`] ends the sessions of those that
+//! are gone, [`administration`] what an administrator
 //! does; [`store`] is what lasts, [`index`] the policy in force, [`audit`] the proof over everything.
 
 pub mod administration;
+pub mod attendance;
 pub mod attest;
 pub mod audit;
 pub mod authority;

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 use wire::v1;
 use wire::v1::control_plane_server::ControlPlane;
 
+use crate::attendance::Attendance;
 use crate::attest::Attestor;
 use crate::issue::Issuing;
 use crate::metrics::Metrics;
@@ -23,6 +24,8 @@ const QUEUE: usize = 16;
 pub struct ProxyServices {
     /// Whose key is whose.
     pub store: Arc<dyn Store>,
+    /// Who is still there.
+    pub attendance: Arc<Attendance>,
     /// Attest.
     pub attestor: Arc<Attestor>,
     /// Watch.
@@ -42,6 +45,13 @@ impl ProxyServices {
         let binding = binding.filter(|binding| binding.caller.id == certificate.caller).ok_or_else(|| {
             refuse(Failure::new(Code::SessionEnded, "a newer session of this instance has replaced this one"))
         })?;
+        Ok((certificate, binding))
+    }
+
+    /// The same, where the workload must still be there: what is gone may report what it did, and nothing else.
+    async fn present<T>(&self, request: &Request<T>) -> Result<(PeerCertificate, Binding), Status> {
+        let (certificate, binding) = self.session(request).await?;
+        self.attendance.check(&binding).await.map_err(|failure| wire::status::from_failure(&failure))?;
         Ok((certificate, binding))
     }
 }
@@ -70,14 +80,14 @@ impl ControlPlane for ProxyServices {
         &self,
         request: Request<Streaming<v1::WatchRequest>>,
     ) -> Result<Response<Self::WatchStream>, Status> {
-        let (certificate, binding) = self.session(&request).await?;
+        let (certificate, binding) = self.present(&request).await?;
         let (answers, receiver) = tokio::sync::mpsc::channel(QUEUE);
         tokio::spawn(self.watcher.clone().serve(certificate, binding, request.into_inner(), answers));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn issue(&self, request: Request<v1::IssueRequest>) -> Result<Response<v1::IssueResponse>, Status> {
-        let (certificate, binding) = self.session(&request).await?;
+        let (certificate, binding) = self.present(&request).await?;
         let issued = self.issuing.issue(&certificate, &binding, request.into_inner()).await;
         self.metrics.issued(issued.as_ref().err());
         match issued {

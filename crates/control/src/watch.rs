@@ -10,6 +10,7 @@ use tonic::{Status, Streaming};
 use wire::convert::slice_hash;
 use wire::v1;
 
+use crate::attendance::Attendance;
 use crate::authority::Authority;
 use crate::index::{Index, Policies};
 use crate::proxies::{Proxies, ProxyState, Registration, Revoked};
@@ -25,6 +26,8 @@ pub struct Watcher {
     pub index: Arc<Index>,
     /// Where what is running is kept.
     pub proxies: Proxies,
+    /// For who is still there.
+    pub attendance: Arc<Attendance>,
     /// For the bundle.
     pub authority: Arc<Authority>,
 }
@@ -117,7 +120,10 @@ impl Watcher {
                         Some(v1::watch_request::Message::Start(_)) | None => return Ok(()),
                     }
                 }
-                _ = looking.tick() => self.still_current(certificate).await?,
+                _ = looking.tick() => {
+                    self.still_current(certificate).await?;
+                    self.attendance.check(&binding).await?;
+                }
             }
         }
     }

@@ -159,8 +159,8 @@ codes! {
         "The command line could not connect to the control plane.",
         "Check that countersign-control runs, and the address or socket given.";
     NotAuthorised "CS0202" "Not authorised" None, "-", false, Operator,
-        "The control plane did not accept the administrator's proof: the socket's peer UID, or the token.",
-        "Run as the control plane's user or root, or give the token file that its first start wrote.";
+        "The control plane did not accept the administrator's proof: the socket's peer UID, or the token; or, in a cluster, the user's roles do not let them have one.",
+        "Run as the control plane's user or root, or give the token file that its first start wrote; in a cluster ask for the Role countersign-viewer or countersign-admin.";
     NotFound "CS0203" "Not found" None, "-", false, Operator,
         "There is no such document, decision, grant or block.",
         "`countersign get KIND` lists what there is; `countersign audit` has the ids of decisions.";
@@ -268,6 +268,9 @@ codes! {
     SessionEnded "CS4008" "Session has ended" None, "-", true, Us,
         "The channel's certificate has expired, or a newer session of the same instance has replaced it.",
         "The proxy attests again by itself.";
+    WorkloadGone "CS4009" "Workload is gone" None, "-", false, Caller,
+        "The evidence, or the session that it began, belongs to a pod that is no longer there, that has ended, or whose grace period is over.",
+        "Nothing honest goes on after its pod: look at who holds the token or the proxy's key.";
 
     // 5: policy
     NoPolicyAllows "CS5001" "Denied by policy" Some(403), "http_request_denied", false, Operator,

@@ -59,9 +59,15 @@ pub struct WorkloadSpec {
 /// `TrustProvider` (cluster-scoped): whose evidence is believed, and how it is verified.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rules::TRUST_PROVIDER))]
 pub struct TrustProviderSpec {
-    /// An OpenID Connect issuer: a CI system, or a Kubernetes API server.
-    pub oidc: OidcSpec,
+    /// An OpenID Connect issuer: a CI system, or a Kubernetes cluster that can't be asked for its pods.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub oidc: Option<OidcSpec>,
+    /// A Kubernetes cluster: tokens that are bound to pods, and the pods themselves. Exactly one of `oidc` and
+    /// `kubernetes`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kubernetes: Option<KubernetesSpec>,
     /// How the caller is named.
     pub caller: CallerSpec,
 }
@@ -87,6 +93,37 @@ pub struct OidcSpec {
     /// for each request.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bearer_token_file: Option<String>,
+}
+
+/// A Kubernetes cluster, whose API server signs the tokens of pods and knows which pods there are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct KubernetesSpec {
+    /// The token's `aud` must hold this: the audience of the projected token, never the API server's own.
+    #[schemars(length(min = 1))]
+    pub audience: String,
+    /// Who verifies tokens: `jwks` (default) is the control plane, by the API server's keys; `tokenReview` is the API
+    /// server, which must then be there for each attestation, and refuses what its own rules refuse.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("enum" = ["jwks", "tokenReview"]))]
+    pub verify: Option<String>,
+    /// The API server; absent is that of the cluster in which the control plane runs, with what each pod is given for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server: Option<ApiServerSpec>,
+}
+
+/// A Kubernetes API server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, rename_all = "camelCase")]
+pub struct ApiServerSpec {
+    /// Its address; an https URL without a path.
+    #[schemars(extend("x-kubernetes-validations" = rules::HTTPS))]
+    pub url: String,
+    /// Roots for its certificate in PEM; absent uses the control plane's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_bundle: Option<String>,
+    /// A file with the bearer token to present. Read anew for each request.
+    pub bearer_token_file: String,
 }
 
 /// How a caller is named from the evidence's claims.

@@ -16,6 +16,7 @@ pub struct Rule {
 }
 
 pub(crate) const MUST_BE_HTTPS: &str = "must be an https URL";
+pub(crate) const ONE_ISSUER: &str = "a trust provider must have exactly one of `oidc` and `kubernetes`";
 pub(crate) const NO_HOSTS: &str = "a destination must have `hosts` or `addresses`";
 pub(crate) const INSECURE_BY_APPLICATION: &str = "a destination that says `insecure` can't say `resolve: application`: without TLS, the proxy's own look-up is all \
      that proves the server";
@@ -28,6 +29,9 @@ pub(crate) const EMPTY_WINDOW: &str = "`to` must differ from `from`; a whole day
 pub(crate) const EMPTY_GUARDRAIL: &str = "a guardrail must have `deny` or `when`";
 
 pub(crate) const HTTPS: [Rule; 1] = [Rule { rule: "self.startsWith('https://')", message: MUST_BE_HTTPS }];
+
+pub(crate) const TRUST_PROVIDER: [Rule; 1] =
+    [Rule { rule: "has(self.oidc) != has(self.kubernetes)", message: ONE_ISSUER }];
 
 pub(crate) const DESTINATION: [Rule; 4] = [
     Rule {

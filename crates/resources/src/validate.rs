@@ -10,8 +10,8 @@ use model::{Code, HostName, Namespace};
 
 use crate::diagnostic::Diagnostic;
 use crate::kind::{
-    AccessPolicySpec, ConditionSpec, CredentialProviderSpec, DestinationSpec, GuardrailSpec, Kind, RuleSpec,
-    Spec, TrustProviderSpec, WorkloadSpec,
+    AccessPolicySpec, ConditionSpec, CredentialProviderSpec, DestinationSpec, GuardrailSpec, Kind,
+    KubernetesSpec, RuleSpec, Spec, TrustProviderSpec, WorkloadSpec,
 };
 use crate::parse::Document;
 use crate::rules;
@@ -120,10 +120,18 @@ impl Check<'_> {
 
     fn trust_provider(&mut self, spec: &TrustProviderSpec) {
         let https = |text: &str| text.starts_with("https://").then_some(());
-        self.one("/spec/oidc/issuer", Some(&spec.oidc.issuer), https, rules::MUST_BE_HTTPS);
-        self.one("/spec/oidc/jwksUri", spec.oidc.jwks_uri.as_ref(), https, rules::MUST_BE_HTTPS);
-        if spec.oidc.audience.is_empty() {
-            self.invalid("/spec/oidc/audience", "the audience must not be empty");
+        if spec.oidc.is_some() == spec.kubernetes.is_some() {
+            self.invalid("/spec", rules::ONE_ISSUER);
+        }
+        if let Some(oidc) = &spec.oidc {
+            self.one("/spec/oidc/issuer", Some(&oidc.issuer), https, rules::MUST_BE_HTTPS);
+            self.one("/spec/oidc/jwksUri", oidc.jwks_uri.as_ref(), https, rules::MUST_BE_HTTPS);
+            if oidc.audience.is_empty() {
+                self.invalid("/spec/oidc/audience", "the audience must not be empty");
+            }
+        }
+        if let Some(kubernetes) = &spec.kubernetes {
+            self.kubernetes(kubernetes);
         }
         for (path, template) in
             [("/spec/caller/path", &spec.caller.path), ("/spec/caller/namespace", &spec.caller.namespace)]
@@ -148,6 +156,32 @@ impl Check<'_> {
         }
         if spec.caller.instance.is_empty() {
             self.invalid("/spec/caller/instance", "the attribute that names the running copy must be given");
+        }
+    }
+
+    fn kubernetes(&mut self, spec: &KubernetesSpec) {
+        if spec.audience.is_empty() {
+            self.invalid("/spec/kubernetes/audience", "the audience must not be empty");
+        }
+        // An API server's own audiences are its issuer by default, whose well-known names these are; every pod has a
+        // token for them, which anybody who gets hold of it could show here.
+        if spec.audience.contains("kubernetes.default.svc") {
+            let message =
+                "this is an API server's own audience: its tokens lie in every pod, and live for a year";
+            self.invalid("/spec/kubernetes/audience", message);
+        }
+        let verify = |text: &str| ["jwks", "tokenReview"].contains(&text).then_some(());
+        self.one("/spec/kubernetes/verify", spec.verify.as_ref(), verify, "must be `jwks` or `tokenReview`");
+        if let Some(server) = &spec.server {
+            let address = |text: &str| {
+                let rest = text.strip_prefix("https://")?;
+                (!rest.is_empty() && !rest.contains('/')).then_some(())
+            };
+            let must = "must be an https URL without a path";
+            self.one("/spec/kubernetes/server/url", Some(&server.url), address, must);
+            if server.bearer_token_file.is_empty() {
+                self.invalid("/spec/kubernetes/server/bearerTokenFile", "the file must be named");
+            }
         }
     }
 
