@@ -53,6 +53,21 @@ pub const USERS: [&str; 2] = ["alice", "bob"];
 const API_NAME: &str = "kubernetes.default.svc";
 const API_HOST: u8 = 14;
 
+/// What kube-proxy does for the API server's Service: other servers of a sandbox listen on 443 of every address.
+const SERVICE_PORT: &str = "nft -f - <<END
+table ip kubernetes {
+    chain output {
+        type nat hook output priority -100;
+        ip daddr 10.77.0.14 tcp dport 443 dnat to 10.77.0.14:6443
+    }
+    chain prerouting {
+        type nat hook prerouting priority -100;
+        ip daddr 10.77.0.14 tcp dport 443 dnat to 10.77.0.14:6443
+    }
+}
+END
+";
+
 /// Time for becoming ready, on a machine that compiles beside.
 const READY: Duration = Duration::from_secs(90);
 /// Time for what a controller does: a namespace's service account, say.
@@ -151,7 +166,8 @@ impl Cluster {
     pub fn within(sandbox: &Arc<Sandbox>) -> anyhow::Result<Self> {
         built()?;
         sandbox.add_host(API_NAME, API_HOST)?;
-        let address = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, API_HOST), 443);
+        sandbox.script(Place::Service, SERVICE_PORT).context("the port of the API server")?;
+        let address = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, API_HOST), 6443);
         Self::launch(Site::Inside(sandbox.clone()), format!("{PRIVATE}/kubernetes").into(), address)
     }
 
@@ -176,6 +192,7 @@ impl Cluster {
         let names = [API_NAME, "kubernetes", "kubernetes.default.svc.cluster.local", "localhost", &ip];
         let server = authority.server(&names)?;
         let kubelet_client = authority.client("kube-apiserver-kubelet-client", "system:masters")?;
+        let kubelet = authority.server(&[&ip])?;
         let signing = rcgen::KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_2048)?;
         let users: Vec<_> = std::iter::once("admin").chain(USERS).map(|user| (user, random())).collect();
         let lines = users.iter().map(|(user, token)| match *user {
@@ -188,6 +205,8 @@ impl Cluster {
             ("server.key", &server.key),
             ("kubelet-client.pem", &kubelet_client.certificate),
             ("kubelet-client.key", &kubelet_client.key),
+            ("kubelet.pem", &kubelet.certificate),
+            ("kubelet.key", &kubelet.key),
             ("service-accounts.key", &signing.serialize_pem()),
             ("service-accounts.pub", &signing.public_key_pem()),
             ("tokens.csv", &lines.collect::<String>()),
@@ -196,19 +215,23 @@ impl Cluster {
         }
         for (user, token) in &users {
             self.write(&format!("{user}.token"), token)?;
-            self.write(&format!("{user}.kubeconfig"), &self.kubeconfig_with(user, token)?)?;
+            self.write(&format!("{user}.kubeconfig"), &self.kubeconfig_of(user, token, "default")?)?;
         }
         Ok(())
     }
 
-    fn kubeconfig_with(&self, user: &str, token: &str) -> anyhow::Result<String> {
+    /// The text of a kubeconfig for whoever has this bearer token, with this namespace in its context.
+    ///
+    /// # Errors
+    /// If it can't be written down.
+    pub fn kubeconfig_of(&self, user: &str, token: &str, namespace: &str) -> anyhow::Result<String> {
         let config = json!({
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{ "name": "test", "cluster": {
                 "server": self.url(), "certificate-authority": self.directory.join("ca.pem") } }],
             "users": [{ "name": user, "user": { "token": token } }],
-            "contexts": [{ "name": user, "context": { "cluster": "test", "user": user } }],
+            "contexts": [{ "name": user, "context": { "cluster": "test", "user": user, "namespace": namespace } }],
             "current-context": user,
         });
         // JSON is YAML.
@@ -371,7 +394,7 @@ impl Cluster {
             Identity::User(user) => format!("{user}.kubeconfig"),
             Identity::Bearer(token) => {
                 let name = format!("bearer-{}.kubeconfig", NEXT.fetch_add(1, Ordering::Relaxed));
-                self.write(&name, &self.kubeconfig_with("bearer", token)?)?;
+                self.write(&name, &self.kubeconfig_of("bearer", token, "default")?)?;
                 name
             }
             Identity::Anonymous => bail!("nobody has a kubeconfig"),

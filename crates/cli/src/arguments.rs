@@ -11,15 +11,10 @@ use crate::command::completion;
 #[derive(Debug, Parser)]
 #[command(name = "countersign", version, propagate_version = true, arg_required_else_help = true, after_help = HELP)]
 pub struct Cli {
-    /// The control plane's socket.
-    #[arg(
-        long,
-        global = true,
-        env = "COUNTERSIGN_SOCKET",
-        value_name = "PATH",
-        default_value = "/run/countersign/control.sock"
-    )]
-    pub socket: PathBuf,
+    /// The control plane's socket; without this and the following, /run/countersign/control.sock if it is there, else the
+    /// cluster of the current context.
+    #[arg(long, global = true, env = "COUNTERSIGN_SOCKET", value_name = "PATH")]
+    pub socket: Option<PathBuf>,
 
     /// URL of the control plane, instead of its socket; needs --token-file and --ca-file.
     #[arg(
@@ -40,6 +35,28 @@ pub struct Cli {
     #[arg(long, global = true, env = "COUNTERSIGN_CA_FILE", value_name = "FILE")]
     pub ca_file: Option<PathBuf>,
 
+    /// Reach the control plane in the cluster of the current context, through its API server.
+    #[arg(long, global = true, env = "COUNTERSIGN_KUBERNETES", conflicts_with_all = ["socket", "server"])]
+    pub kubernetes: bool,
+
+    /// The same with another context.
+    #[arg(long, global = true, value_name = "NAME", conflicts_with_all = ["socket", "server"])]
+    pub context: Option<String>,
+
+    /// The same with another file than KUBECONFIG names, or ~/.kube/config is.
+    #[arg(long, global = true, value_name = "FILE", conflicts_with_all = ["socket", "server"])]
+    pub kubeconfig: Option<PathBuf>,
+
+    /// Namespace of the control plane in the cluster; countersign-system if absent.
+    #[arg(
+        long,
+        global = true,
+        env = "COUNTERSIGN_NAMESPACE",
+        value_name = "NAME",
+        conflicts_with_all = ["socket", "server"]
+    )]
+    pub control_plane_namespace: Option<String>,
+
     /// Form of the answer. What is written for people may change; JSON only gains fields.
     #[arg(short, long, global = true, value_enum, default_value_t = Form::Text, value_name = "FORM")]
     pub output: Form,
@@ -55,6 +72,14 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// The socket that is given, or the usual one.
+    #[must_use]
+    pub fn socket_path(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| PathBuf::from("/run/countersign/control.sock"))
+    }
 }
 
 /// What stands below the help: examples, and what the end of a command means.

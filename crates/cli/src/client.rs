@@ -1,12 +1,14 @@
-//! Reaches the control plane: by its socket, or over TLS with a token.
+//! Reaches the control plane: by its socket, over TLS with a token, or through a cluster's API server.
 
 use std::sync::Arc;
 
 use hyper_util::rt::TokioIo;
 use model::Code;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::Mutex;
 use tonic::metadata::MetadataValue;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -14,6 +16,7 @@ use tower::service_fn;
 use wire::v1::administration_client::AdministrationClient;
 
 use crate::arguments::Cli;
+use crate::cluster::{self, Cluster, Role};
 use crate::exit::{Exit, Refusal};
 
 /// The name in the control plane's certificate, whatever address it has.
@@ -44,6 +47,7 @@ pub type Client = AdministrationClient<InterceptedService<Channel, Token>>;
 /// If the control plane can't be reached, or the token or the certificate can't be read.
 pub async fn connect(cli: &Cli) -> Result<Client, Refusal> {
     let (channel, token) = match &cli.server {
+        None if cluster::is_meant(cli) => by_cluster(cli).await?,
         None => (by_socket(cli).await?, Token(None)),
         Some(url) => (by_network(cli, url).await?, Token(Some(token(cli)?))),
     };
@@ -53,12 +57,12 @@ pub async fn connect(cli: &Cli) -> Result<Client, Refusal> {
 }
 
 async fn by_socket(cli: &Cli) -> Result<Channel, Refusal> {
-    let path = cli.socket.clone();
+    let path = cli.socket_path();
     let connector = service_fn(move |_: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
     });
-    let shown = cli.socket.display().to_string();
+    let shown = cli.socket_path().display().to_string();
     Endpoint::from_static("http://countersign-control")
         .connect_with_connector(connector)
         .await
@@ -71,7 +75,10 @@ async fn by_network(cli: &Cli, url: &str) -> Result<Channel, Refusal> {
     let host =
         host.ok_or_else(|| Refusal::plain(Exit::Usage, format!("`{url}` must be an https URL")))?.to_owned();
     let port = uri.port_u16().unwrap_or(443);
-    let config = Arc::new(tls(cli)?);
+    let problem = |error: anyhow::Error| Refusal::plain(Exit::Error, format!("{error:#}"));
+    let roots =
+        cli.ca_file.as_ref().map(|path| service::roots::from_file(path)).transpose().map_err(problem)?;
+    let config = Arc::new(tls(roots.unwrap_or_default())?);
     let connector = service_fn(move |_: Uri| {
         let (config, host) = (config.clone(), host.clone());
         async move {
@@ -87,13 +94,42 @@ async fn by_network(cli: &Cli, url: &str) -> Result<Channel, Refusal> {
         .map_err(|error| away(url, &error))
 }
 
-fn tls(cli: &Cli) -> Result<ClientConfig, Refusal> {
+/// Through the API server's port-forward; TLS is with the control plane itself.
+async fn by_cluster(cli: &Cli) -> Result<(Channel, Token), Refusal> {
+    let cluster = Cluster::open(cli).await?;
+    let roots = CertificateDer::pem_slice_iter(cluster.roots().await?.as_bytes())
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|error| Refusal::plain(Exit::Error, format!("{}: its roots: {error}", cluster.shown())))?;
+    let config = Arc::new(tls(roots)?);
+    let token = cluster.token(Role::of(&cli.command)).await?;
+    let token = bearer(token.expose(), "the API server's answer")?;
+    // The first connection is made here, where what is wrong with it can be said in the user's words.
+    let first = Arc::new(Mutex::new(Some(cluster.connect().await?)));
+    let shown = cluster.shown();
+    let cluster = Arc::new(cluster);
+    let connector = service_fn(move |_: Uri| {
+        let (config, first, cluster) = (config.clone(), first.clone(), cluster.clone());
+        async move {
+            let stream = match first.lock().await.take() {
+                Some(stream) => stream,
+                None => cluster.connect().await.map_err(|refusal| std::io::Error::other(refusal.message))?,
+            };
+            let name = ServerName::try_from(SERVER_NAME).map_err(std::io::Error::other)?;
+            let stream = tokio_rustls::TlsConnector::from(config).connect(name, stream).await?;
+            Ok::<_, std::io::Error>(TokioIo::new(stream))
+        }
+    });
+    let channel = Endpoint::from_static("http://countersign-control")
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| away(&shown, &error))?;
+    Ok((channel, Token(Some(token))))
+}
+
+fn tls(certificates: Vec<CertificateDer<'static>>) -> Result<ClientConfig, Refusal> {
     let problem = |error: anyhow::Error| Refusal::plain(Exit::Error, format!("{error:#}"));
     let mut roots = RootCertStore::empty();
-    if let Some(path) = &cli.ca_file {
-        let certificates = service::roots::from_file(path).map_err(problem)?;
-        roots.add_parsable_certificates(certificates);
-    }
+    roots.add_parsable_certificates(certificates);
     let mut config = ClientConfig::builder_with_provider(service::tls_provider::provider())
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| problem(error.into()))?
@@ -109,8 +145,12 @@ fn token(cli: &Cli) -> Result<MetadataValue<tonic::metadata::Ascii>, Refusal> {
     let token = std::fs::read_to_string(&path).map_err(|error| {
         Refusal::plain(Exit::Error, format!("the token in {shown} can't be read: {error}"))
     })?;
-    let mut value = MetadataValue::try_from(format!("Bearer {}", token.trim()))
-        .map_err(|_| Refusal::plain(Exit::Error, format!("{shown} does not hold a token")))?;
+    bearer(token.trim().as_bytes(), &shown)
+}
+
+fn bearer(token: &[u8], of: &str) -> Result<MetadataValue<tonic::metadata::Ascii>, Refusal> {
+    let mut value = MetadataValue::try_from([b"Bearer ", token].concat())
+        .map_err(|_| Refusal::plain(Exit::Error, format!("{of} does not hold a token")))?;
     value.set_sensitive(true);
     Ok(value)
 }

@@ -3,6 +3,7 @@
 
 pub mod arguments;
 pub mod client;
+pub mod cluster;
 pub mod command;
 pub mod exit;
 pub mod naming;
@@ -22,7 +23,7 @@ use output::Output;
 pub fn run() -> ExitCode {
     // A shell that wants to know what could come next asks so, and gets nothing else.
     clap_complete::CompleteEnv::with_factory(Cli::command).complete();
-    let cli = match Cli::try_parse() {
+    let mut cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return misunderstood(&error),
     };
@@ -38,7 +39,7 @@ pub fn run() -> ExitCode {
     };
     let ended = runtime.block_on(async {
         tokio::select! {
-            ended = dispatch(&cli, &output) => ended,
+            ended = dispatch(&mut cli, &output) => ended,
             _ = tokio::signal::ctrl_c() => {
                 output.talk("interrupted");
                 Ok(Exit::Interrupted)
@@ -83,7 +84,11 @@ fn misunderstood(error: &clap::Error) -> ExitCode {
     Exit::Usage.code()
 }
 
-async fn dispatch(cli: &Cli, output: &Output) -> Result<Exit, Refusal> {
+async fn dispatch(cli: &mut Cli, output: &Output) -> Result<Exit, Refusal> {
+    if cluster::is_meant(cli) {
+        cluster::fill_namespace(cli).await?;
+    }
+    let cli = &*cli;
     match &cli.command {
         Command::Apply(asked) => command::apply::apply(cli, output, asked).await,
         Command::Get(asked) => command::get::get(cli, output, asked).await,

@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use wire::v1;
 use wire::v1::administration_server::Administration;
 
-use crate::door::{Author, Door};
+use crate::door::{Author, Door, Role};
 use crate::index::{self, Index};
 use crate::keys::Keys;
 use crate::proxies::{Proxies, ProxyState};
@@ -59,6 +59,11 @@ fn failed(error: crate::store::StoreError) -> Status {
     refuse(store_failure(error))
 }
 
+/// Who only asks what would change changes nothing.
+const fn may_change(dry_run: bool) -> Role {
+    if dry_run { Role::Viewer } else { Role::Administrator }
+}
+
 fn not_found(what: impl std::fmt::Display) -> Status {
     refuse(Failure::new(Code::NotFound, format!("there is no {what}")))
 }
@@ -77,8 +82,8 @@ impl Proposal {
 }
 
 impl Admin {
-    fn author<T>(&self, request: &Request<T>) -> Result<Author> {
-        self.door.author(request).map_err(refuse)
+    async fn author<T>(&self, request: &Request<T>, needs: Role) -> Result<Author> {
+        self.door.author(request, needs).await.map_err(refuse)
     }
 
     async fn stored(&self) -> Result<(Version, Set, Vec<StoredDocument>)> {
@@ -576,7 +581,7 @@ impl Administration for Admin {
     type AuditStream = ReceiverStream<Result<v1::AuditResponse>>;
 
     async fn apply(&self, request: Request<v1::ApplyRequest>) -> Result<Response<v1::ApplyResponse>> {
-        let author = self.author(&request)?;
+        let author = self.author(&request, may_change(request.get_ref().dry_run)).await?;
         let request = request.into_inner();
         for _ in 0..ATTEMPTS {
             let proposal = self.propose_apply(&request).await?;
@@ -601,13 +606,13 @@ impl Administration for Admin {
     }
 
     async fn get(&self, request: Request<v1::GetRequest>) -> Result<Response<v1::GetResponse>> {
-        self.author(&request)?;
+        self.author(&request, Role::Viewer).await?;
         let items = self.items(&request.into_inner()).await?;
         Ok(Response::new(v1::GetResponse { items }))
     }
 
     async fn delete(&self, request: Request<v1::DeleteRequest>) -> Result<Response<v1::DeleteResponse>> {
-        let author = self.author(&request)?;
+        let author = self.author(&request, may_change(request.get_ref().dry_run)).await?;
         let request = request.into_inner();
         let references = references_of(&request)?;
         for _ in 0..ATTEMPTS {
@@ -633,7 +638,7 @@ impl Administration for Admin {
     }
 
     async fn explain(&self, request: Request<v1::ExplainRequest>) -> Result<Response<v1::ExplainResponse>> {
-        self.author(&request)?;
+        self.author(&request, Role::Viewer).await?;
         let response = match request.into_inner().question {
             Some(v1::explain_request::Question::Call(call)) => {
                 let bindings = self.store.bindings(now(), CALLERS_MAX).await.map_err(failed)?;
@@ -646,7 +651,7 @@ impl Administration for Admin {
     }
 
     async fn revoke(&self, request: Request<v1::RevokeRequest>) -> Result<Response<v1::RevokeResponse>> {
-        let author = self.author(&request)?;
+        let author = self.author(&request, may_change(request.get_ref().dry_run)).await?;
         let request = request.into_inner();
         let response = match &request.target {
             Some(v1::revoke_request::Target::Grant(id)) => self.revoke_grant(id, &request, &author).await?,
@@ -664,20 +669,20 @@ impl Administration for Admin {
     }
 
     async fn bypass(&self, request: Request<v1::BypassRequest>) -> Result<Response<v1::BypassResponse>> {
-        let author = self.author(&request)?;
+        let author = self.author(&request, Role::Administrator).await?;
         let request = request.into_inner();
         Ok(Response::new(self.bypassed(&request, &author).await?))
     }
 
     async fn audit(&self, request: Request<v1::AuditRequest>) -> Result<Response<Self::AuditStream>> {
-        self.author(&request)?;
+        self.author(&request, Role::Viewer).await?;
         let (answers, receiver) = tokio::sync::mpsc::channel(64);
         tokio::spawn(read_audit(self.store.clone(), request.into_inner(), answers));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
     async fn verify(&self, request: Request<v1::VerifyRequest>) -> Result<Response<v1::VerifyResponse>> {
-        self.author(&request)?;
+        self.author(&request, Role::Viewer).await?;
         let report = audit::verify(&*self.store, &self.keys).await.map_err(failed)?;
         let whole = report.is_whole();
         let streams = report.streams.into_iter().map(|verdict| v1::StreamVerdict {
@@ -698,7 +703,7 @@ impl Administration for Admin {
     }
 
     async fn status(&self, request: Request<v1::StatusRequest>) -> Result<Response<v1::StatusResponse>> {
-        self.author(&request)?;
+        self.author(&request, Role::Viewer).await?;
         let grants = self.store.live_grants(None, now()).await.map_err(failed)?;
         let proxies = self.proxies.all().into_iter().map(|state| v1::ProxyStatus {
             egress: state.egress.as_str().to_owned(),

@@ -173,6 +173,33 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_CONTROL_TOKEN_FILE", value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 
+    /// Service account whose tokens (for --admin-audience) open the door for administrators, to do everything.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_ADMIN_SERVICE_ACCOUNT",
+        value_name = "NAMESPACE/NAME",
+        value_delimiter = ','
+    )]
+    pub admin_service_account: Vec<String>,
+
+    /// Service account whose tokens open it to look.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_VIEWER_SERVICE_ACCOUNT",
+        value_name = "NAMESPACE/NAME",
+        value_delimiter = ','
+    )]
+    pub viewer_service_account: Vec<String>,
+
+    /// Audience of administrators' tokens: another than that of workloads' evidence.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_ADMIN_AUDIENCE",
+        value_name = "AUDIENCE",
+        default_value = "countersign-administration"
+    )]
+    pub admin_audience: String,
+
     /// Where to write the root certificate (PEM) that proxies need.
     #[arg(long, env = "COUNTERSIGN_CONTROL_CA_OUT", value_name = "FILE")]
     pub ca_out: Option<PathBuf>,

@@ -1,15 +1,28 @@
-//! The door for administrators: a Unix socket whose peer is checked, or a token over TLS. There is no third way in.
+//! The door for administrators: a Unix socket whose peer is checked, or over TLS a token: the one of the first start, or
+//! a service account's that the API server vouches for. There is no other way in.
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
+use attestation::kubernetes::{ApiServer, Review};
 use model::{Code, Failure, Secret};
 use tokio::net::UnixListener;
 use tonic::metadata::MetadataMap;
 use tonic::transport::server::UdsConnectInfo;
 
-/// An administrator, as audit names one: `unix:UID` or `token:admin`.
+/// What somebody may do at the door; each may also do what stands before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// Look.
+    Viewer,
+    /// Everything.
+    Administrator,
+}
+
+/// An administrator, as audit names one: `unix:UID`, `token:admin`, or `serviceaccount:NAMESPACE/NAME` with the token's id
+/// behind it where the API server gives one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Author(pub String);
 
@@ -17,6 +30,55 @@ pub struct Author(pub String);
 pub struct Door {
     token: Secret,
     uids: Vec<u32>,
+    accounts: Accounts,
+}
+
+/// Service accounts whose tokens open the door; of the cluster in which the control plane runs.
+#[derive(Debug)]
+pub struct Accounts {
+    audience: String,
+    roles: BTreeMap<(String, String), Role>,
+}
+
+impl Accounts {
+    /// None yet; their tokens must be for this audience.
+    #[must_use]
+    pub fn new(audience: &str) -> Self {
+        Self { audience: audience.to_owned(), roles: BTreeMap::new() }
+    }
+
+    /// One more, `NAMESPACE/NAME`.
+    ///
+    /// # Errors
+    /// If it is not written so.
+    pub fn add(&mut self, account: &str, role: Role) -> anyhow::Result<()> {
+        let (namespace, name) = account
+            .split_once('/')
+            .filter(|(namespace, name)| !namespace.is_empty() && !name.is_empty() && !name.contains('/'))
+            .with_context(|| format!("`{account}` is not NAMESPACE/NAME"))?;
+        self.roles.insert((namespace.to_owned(), name.to_owned()), role);
+        Ok(())
+    }
+
+    /// Who a review says that it is, and what that one may do.
+    fn judge(&self, review: &Review) -> Result<(Author, Role), Failure> {
+        let refused = |detail: String| Failure::new(Code::NotAuthorised, detail);
+        // Evidence is of pods; who administers asks for a token that is bound to none.
+        if review.pod_uid.is_some() {
+            return Err(refused(
+                "the token is a pod's: ask for one with `countersign --kubernetes`".to_owned(),
+            ));
+        }
+        let Some((namespace, name)) = review.service_account() else {
+            return Err(refused("the token is no service account's".to_owned()));
+        };
+        let Some(role) = self.roles.get(&(namespace.to_owned(), name.to_owned())) else {
+            let detail = format!("the service account {namespace}/{name} is not an administrator's");
+            return Err(refused(detail));
+        };
+        let id = review.credential_id.as_ref().map(|id| format!(" {id}")).unwrap_or_default();
+        Ok((Author(format!("serviceaccount:{namespace}/{name}{id}")), *role))
+    }
 }
 
 impl Door {
@@ -39,14 +101,26 @@ impl Door {
             Err(error) => return Err(error).with_context(describe),
         };
         anyhow::ensure!(token.len() >= 32, "{} is too short: it must have 32 characters", describe());
-        Ok(Self { token, uids: vec![0, rustix::process::geteuid().as_raw()] })
+        Ok(Self {
+            token,
+            uids: vec![0, rustix::process::geteuid().as_raw()],
+            accounts: Accounts::new("countersign-administration"),
+        })
     }
 
-    /// Who sent a request.
+    /// The same for service accounts too.
+    #[must_use]
+    pub fn with_accounts(mut self, accounts: Accounts) -> Self {
+        self.accounts = accounts;
+        self
+    }
+
+    /// Who sent a request, if they may do what it needs.
     ///
     /// # Errors
-    /// [`Code::NotAuthorised`] for everybody who has neither proof.
-    pub fn author<T>(&self, request: &tonic::Request<T>) -> Result<Author, Failure> {
+    /// [`Code::NotAuthorised`] for everybody who has no proof, or whose role is less than that;
+    /// [`Code::IssuerUnreachable`] if the API server can't be asked about a token.
+    pub async fn author<T>(&self, request: &tonic::Request<T>, needs: Role) -> Result<Author, Failure> {
         if let Some(peer) = request.extensions().get::<UdsConnectInfo>() {
             let uid = peer.peer_cred.map(|credentials| credentials.uid());
             return match uid.filter(|uid| self.uids.contains(uid)) {
@@ -54,18 +128,37 @@ impl Door {
                 None => Err(Failure::new(Code::NotAuthorised, "this user is not an administrator")),
             };
         }
-        self.by_token(request.metadata())
+        let token = bearer(request.metadata());
+        // In constant time: how much of a guess is right must not show.
+        if aws_lc_rs::constant_time::verify_slices_are_equal(token.expose(), self.token.expose()).is_ok() {
+            return Ok(Author("token:admin".to_owned()));
+        }
+        let (author, role) = self.by_account(&token).await?;
+        if role < needs {
+            let detail = format!("{} may look, and change nothing", author.0);
+            return Err(Failure::new(Code::NotAuthorised, detail));
+        }
+        Ok(author)
     }
 
-    fn by_token(&self, metadata: &MetadataMap) -> Result<Author, Failure> {
-        let given = metadata.get("authorization").map(|value| value.as_bytes());
-        let token = given.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default();
-        // In constant time: how much of a guess is right must not show.
-        match aws_lc_rs::constant_time::verify_slices_are_equal(token, self.token.expose()) {
-            Ok(()) => Ok(Author("token:admin".to_owned())),
-            Err(_) => Err(Failure::new(Code::NotAuthorised, "the administrator's token is missing or wrong")),
+    async fn by_account(&self, token: &Secret) -> Result<(Author, Role), Failure> {
+        // Nothing else than a JWT is shown to the API server: it is not for guessing at.
+        let is_jwt = token.expose().iter().filter(|byte| **byte == b'.').count() == 2;
+        if self.accounts.roles.is_empty() || !is_jwt {
+            return Err(Failure::new(Code::NotAuthorised, "the administrator's token is missing or wrong"));
         }
+        let review = ApiServer::of_this_cluster()?.review(token, &self.accounts.audience).await;
+        let review = review.map_err(|failure| match failure.code {
+            Code::EvidenceInvalid => Failure::new(Code::NotAuthorised, failure.detail),
+            _ => failure,
+        })?;
+        self.accounts.judge(&review)
     }
+}
+
+fn bearer(metadata: &MetadataMap) -> Secret {
+    let given = metadata.get("authorization").map(|value| value.as_bytes());
+    Secret::new(given.and_then(|value| value.strip_prefix(b"Bearer ")).unwrap_or_default().to_vec())
 }
 
 /// Listens on the socket: 0600, in place of one that an earlier run left behind.
@@ -109,20 +202,54 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mut door = Door::open(&directory.path().join("token")).unwrap();
         let own = rustix::process::geteuid().as_raw();
-        assert_eq!(door.author(&by_socket()).unwrap(), Author(format!("unix:{own}")));
+        assert_eq!(
+            door.author(&by_socket(), Role::Administrator).await.unwrap(),
+            Author(format!("unix:{own}"))
+        );
         // The mode of the socket lets nobody else come this far; if somebody did, the kernel's word on the peer counts.
         door.uids = vec![own + 1];
-        assert_eq!(door.author(&by_socket()).unwrap_err().code, Code::NotAuthorised);
+        assert_eq!(door.author(&by_socket(), Role::Viewer).await.unwrap_err().code, Code::NotAuthorised);
         // A token does not help on the socket: its peer is known.
         let mut request = by_socket();
         let token = String::from_utf8(door.token.expose().to_vec()).unwrap();
         request.metadata_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
-        assert_eq!(door.author(&request).unwrap_err().code, Code::NotAuthorised);
+        assert_eq!(door.author(&request, Role::Viewer).await.unwrap_err().code, Code::NotAuthorised);
         // Elsewhere it does.
         *request.extensions_mut() = tonic::Extensions::default();
-        assert_eq!(door.author(&request).unwrap(), Author("token:admin".to_owned()));
+        assert_eq!(
+            door.author(&request, Role::Administrator).await.unwrap(),
+            Author("token:admin".to_owned())
+        );
         request.metadata_mut().insert("authorization", format!("Bearer {}", "0".repeat(64)).parse().unwrap());
-        assert_eq!(door.author(&request).unwrap_err().code, Code::NotAuthorised);
+        assert_eq!(door.author(&request, Role::Viewer).await.unwrap_err().code, Code::NotAuthorised);
+    }
+
+    #[test]
+    fn a_service_account_is_what_the_settings_say() {
+        let mut accounts = Accounts::new("countersign-administration");
+        accounts.add("countersign-system/countersign-viewer", Role::Viewer).unwrap();
+        accounts.add("countersign-system/countersign-admin", Role::Administrator).unwrap();
+        for wrong in ["countersign-admin", "/admin", "a/", "a/b/c"] {
+            assert!(accounts.add(wrong, Role::Viewer).is_err(), "{wrong}");
+        }
+        let review = |username: &str| Review {
+            username: username.to_owned(),
+            pod_uid: None,
+            credential_id: Some("JTI=1".to_owned()),
+        };
+        let admin = review("system:serviceaccount:countersign-system:countersign-admin");
+        let author = Author("serviceaccount:countersign-system/countersign-admin JTI=1".to_owned());
+        assert_eq!(accounts.judge(&admin).unwrap(), (author, Role::Administrator));
+        let viewer = review("system:serviceaccount:countersign-system:countersign-viewer");
+        assert_eq!(accounts.judge(&viewer).unwrap().1, Role::Viewer);
+        // Of a pod; of another namespace; of a user.
+        for refused in [
+            Review { pod_uid: Some("u-1".to_owned()), ..admin },
+            review("system:serviceaccount:payments:countersign-admin"),
+            review("countersign-admin"),
+        ] {
+            assert_eq!(accounts.judge(&refused).unwrap_err().code, Code::NotAuthorised, "{refused:?}");
+        }
     }
 
     #[test]

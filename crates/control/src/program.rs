@@ -16,10 +16,11 @@ use wire::v1::administration_server::AdministrationServer;
 use wire::v1::control_plane_server::ControlPlaneServer;
 
 use crate::administration::Admin;
+use crate::attendance::Attendance;
 use crate::attest::Attestor;
 use crate::authority::Authority;
 use crate::config::{Egress, Settings};
-use crate::door::{self, Door};
+use crate::door::{self, Accounts, Door, Role};
 use crate::index::Index;
 use crate::issue::Issuing;
 use crate::keys::Keys;
@@ -108,9 +109,12 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         Some(path) => service::roots::from_file(path).context("--roots")?,
         None => Vec::new(),
     };
-    let verifier = attestation::Verifier::new(&settings.trust_domain, service::roots::store(&roots)?);
+    let verifier =
+        Arc::new(attestation::Verifier::new(&settings.trust_domain, service::roots::store(&roots)?));
+    let attendance = Arc::new(Attendance::new(verifier.clone(), index.clone()));
     let services = ControlPlaneServer::new(ProxyServices {
         store: store.clone(),
+        attendance: attendance.clone(),
         attestor: Arc::new(Attestor {
             store: store.clone(),
             verifier,
@@ -124,6 +128,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
             store: store.clone(),
             index: index.clone(),
             proxies: proxies.clone(),
+            attendance,
             authority: authority.clone(),
         }),
         issuing: Arc::new(Issuing {
@@ -137,7 +142,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     .max_decoding_message_size(MESSAGE_MAX);
     let token_file = settings.token_file.clone().unwrap_or_else(|| settings.state.join("admin-token"));
     let admin = Admin {
-        door: Arc::new(Door::open(&token_file)?),
+        door: Arc::new(Door::open(&token_file)?.with_accounts(door_accounts(settings)?)),
         store: store.clone(),
         index,
         proxies,
@@ -216,6 +221,18 @@ fn publish_roots(ca_out: Option<&Path>, authority: &Authority) -> anyhow::Result
     let fingerprints = authority.fingerprints()?.join(" ");
     tracing::info!(fingerprints, "roots of the control plane; the first one signs");
     Ok(())
+}
+
+/// Whose tokens open the door for administrators.
+fn door_accounts(settings: &Settings) -> anyhow::Result<Accounts> {
+    let mut accounts = Accounts::new(&settings.admin_audience);
+    for (names, role, flag) in [
+        (&settings.viewer_service_account, Role::Viewer, "--viewer-service-account"),
+        (&settings.admin_service_account, Role::Administrator, "--admin-service-account"),
+    ] {
+        names.iter().try_for_each(|name| accounts.add(name, role)).context(flag)?;
+    }
+    Ok(accounts)
 }
 
 fn egress(settings: &Settings) -> anyhow::Result<EgressDefaults> {

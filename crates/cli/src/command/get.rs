@@ -49,7 +49,7 @@ fn value(item: &v1::Item) -> Value {
     serde_json::from_str(&item.json).unwrap_or_default()
 }
 
-/// Title, and where in the item's JSON its value stands.
+/// Title, and where in the item's JSON its value stands; of two places, with `|` between, the first that has one.
 type Column = (&'static str, &'static str);
 
 /// What answers "is it fine?" for a kind, between its name and its age.
@@ -58,7 +58,9 @@ fn columns(kind: &str) -> &'static [Column] {
         "Workload" => {
             &[("EGRESS", "/spec/egress"), ("DESTINATIONS", "/spec/destinations"), ("OWNER", "/spec/owner")]
         }
-        "TrustProvider" => &[("ISSUER", "/spec/oidc/issuer"), ("AUDIENCE", "/spec/oidc/audience")],
+        "TrustProvider" => {
+            &[("ISSUER", "/spec/oidc/issuer"), ("AUDIENCE", "/spec/oidc/audience|/spec/kubernetes/audience")]
+        }
         "Destination" => &[("HOSTS", "/spec/hosts"), ("PORTS", "/spec/ports"), ("TLS", "/spec/tls")],
         "CredentialProvider" => &[("AUDIENCE", "/spec/jwt/audience"), ("TTL", "/spec/jwt/ttl")],
         "AccessPolicy" => &[
@@ -103,7 +105,8 @@ fn show(output: &Output, kind: &str, items: &[v1::Item], of_all_namespaces: bool
             let name = if reference.name.is_empty() { reference.kind.to_lowercase() } else { reference.name };
             row.push(Cell::toned(Tone::Bold, name));
             let value = value(item);
-            row.extend(columns.iter().map(|(_, place)| dash(&text_of(value.pointer(place)))));
+            let at = |places: &str| places.split('|').find_map(|place| value.pointer(place).cloned());
+            row.extend(columns.iter().map(|(_, places)| dash(&text_of(at(places).as_ref()))));
             if wide {
                 row.extend([dash(&item.author), item.revision.to_string().into()]);
             }
