@@ -5,16 +5,20 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use base64::Engine as _;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::cluster::{Identity, Namespace};
 use tests::sandbox::{Process, programs};
-use tests::{Cluster, Output};
+use tests::{Certificates, Cluster, Output};
 
 use crate::Test;
 
-pub(crate) const TESTS: &[Test] =
-    crate::tests![resources_come_into_force_and_say_so, one_replica_writes_and_another_takes_over,];
+pub(crate) const TESTS: &[Test] = crate::tests![
+    resources_come_into_force_and_say_so,
+    the_webhook_refuses_what_the_command_line_refuses,
+    one_replica_writes_and_another_takes_over,
+];
 
 /// What docs/decisions/0032-custom-resources.md says that the control plane may do, and nothing else.
 const RIGHTS: &str = r#"
@@ -294,6 +298,98 @@ fn resources_come_into_force_and_say_so(_: &Cluster) {
         audit.contains(&format!("accesspolicy/{}/charges", shop.name())) && audit.contains("\"kubernetes\"")
     );
     control.end();
+}
+
+fn the_webhook_refuses_what_the_command_line_refuses(_: &Cluster) {
+    let cluster = &cluster();
+    let shop = cluster.namespace("shop").unwrap();
+    let _webhook = webhook(cluster);
+    let kubectl = |documents: &str| {
+        let text = documents.replace("metadata: {", &format!("metadata: {{ namespace: {},", shop.name()));
+        let text = format!("apiVersion: countersign.dev/v1alpha1\n{text}");
+        let file = cluster.write("document.yaml", &text).unwrap().display().to_string();
+        cluster.kubectl(&["apply", "-f", &file]).unwrap()
+    };
+
+    // It takes a moment until the API server knows whom to ask.
+    let bad = POLICY.replace("allow:", "condtions: [business-hours], allow:");
+    let mut said = String::new();
+    let asked = cluster.wait_for("the webhook", || {
+        said = kubectl(&bad).stderr;
+        Ok(said.contains("validate.countersign.dev").then_some(()))
+    });
+    asked.unwrap();
+    let refusal =
+        "denied the request: CS0102 spec.condtions: unknown field `condtions` (did you mean `conditions`?)";
+    assert!(said.contains(refusal), "{said}");
+    let dangling = kubectl(POLICY);
+    assert!(dangling.success(), "{}", dangling.stderr);
+    let warning = "Warning: CS0104 spec.workload: there is no Workload `billing`";
+    assert!(dangling.stderr.contains(warning), "{}", dangling.stderr);
+
+    // A workload that permits only another destination.
+    for document in [
+        &DESTINATION.replace("stripe", "other"),
+        &WORKLOAD.replace("selector", "destinations: [other], selector"),
+        DESTINATION,
+        CREDENTIAL,
+    ] {
+        let taken = kubectl(document);
+        assert!(taken.success(), "{}", taken.stderr);
+    }
+    let second = POLICY.replace("charges", "second");
+    let refused = || {
+        let said = kubectl(&second).stderr;
+        Ok(said.contains("CS0107 spec.destination: workload `billing` is not permitted").then_some(()))
+    };
+    cluster.wait_for("the refusal", refused).unwrap();
+    // What was changed just before counts, whether the watch has told of it or not.
+    assert!(kubectl(WORKLOAD).success());
+    let taken = kubectl(&second);
+    assert!(taken.success(), "{}", taken.stderr);
+
+    let deleted = cluster.kubectl(&["delete", "csdest", "stripe", "-n", shop.name()]).unwrap();
+    assert!(
+        deleted.success() && deleted.stderr.contains("Warning: CS0110: destination/"),
+        "{}",
+        deleted.stderr
+    );
+}
+
+/// The webhook, and the API server's knowledge of it.
+fn webhook(cluster: &Cluster) -> Process {
+    let certificates = Certificates::new("webhook").unwrap();
+    let ip = address(cluster);
+    let server = certificates.server(&[&ip.to_string()]).unwrap();
+    let file = |name, content| cluster.write(name, content).unwrap().display().to_string();
+    let certificate = file("webhook/tls.crt", &server.certificate);
+    let key = file("webhook/tls.key", &server.key);
+    let (listen, health) = (format!("{ip}:9443"), format!("{ip}:9442"));
+    let process = cluster
+        .command(program("countersign-control").to_str().unwrap())
+        .env("KUBECONFIG", kubeconfig(cluster))
+        .args(["webhook", "--listen", &listen, "--health", &health, "--tls-cert", &certificate])
+        .args(["--tls-key", &key, "--proxy-image", "proxy:1", "--control", "https://control.example:8440"])
+        .args(["--control-fingerprint", &format!("sha256:{:064}", 0)])
+        .start("webhook", &cluster.path("webhook/log"))
+        .unwrap();
+    ready(cluster, &health, &process);
+    let root = base64::engine::general_purpose::STANDARD.encode(certificates.root());
+    let rule = json!({ "apiGroups": ["countersign.dev"], "apiVersions": ["*"], "resources": ["*"], "scope": "*",
+        "operations": ["CREATE", "UPDATE", "DELETE"] });
+    let configuration = json!({
+        "metadata": { "name": "countersign-validate" },
+        "webhooks": [{
+            "name": "validate.countersign.dev",
+            "admissionReviewVersions": ["v1"],
+            "clientConfig": { "url": format!("https://{listen}/validate"), "caBundle": root },
+            "rules": [rule],
+            "failurePolicy": "Fail", "sideEffects": "None", "timeoutSeconds": 10,
+        }],
+    });
+    let path = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+    cluster.create(path, &configuration).unwrap();
+    process
 }
 
 fn one_replica_writes_and_another_takes_over(_: &Cluster) {
