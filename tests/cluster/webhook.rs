@@ -294,6 +294,16 @@ fn its_certificate_is_its_own_and_the_api_server_knows_it(cluster: &Cluster) {
     assert_eq!(stored["type"], "kubernetes.io/tls");
     assert_eq!(stored["data"]["ca.crt"].as_str().unwrap(), bundle());
     assert_eq!(webhook.create(&shop, &pod("one")).status, 201);
+    let metrics = cluster.command("curl").args(["-s", &format!("http://{}:8442/metrics", webhook.address())]);
+    let metrics = metrics.output(Duration::from_secs(10)).unwrap().text();
+    let value = |name: &str| -> f64 {
+        let line = metrics.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{metrics}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    };
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_secs_f64();
+    let left = value("countersign_webhook_certificate_expires_seconds") - now;
+    assert!(left > 10.0 * 86_400.0 && left < 31.0 * 86_400.0, "{left} s are left");
+    assert_eq!(value("countersign_webhook_admissions_total{decision=\"injected\""), 1.0);
     let made = |log: &str| log.matches("the webhook's certificate was renewed").count();
     let makers: usize = webhook.replicas.iter().map(|replica| made(&replica.logs())).sum();
     assert_eq!(makers, 1, "one replica has made it, the other reads it");

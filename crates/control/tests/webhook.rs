@@ -197,6 +197,10 @@ async fn whoever_calls_it_learns_nothing_of_the_cluster_and_changes_nothing_ther
     assert_eq!(counted, expected.map(|(labels, count)| (labels.to_owned(), count)).into());
 }
 
+fn nothing_shown() -> Arc<Shown> {
+    Arc::new(Shown::new(prometheus::IntGauge::new("expires", "When it ends.").unwrap()))
+}
+
 /// A CA, and certificates by it.
 struct Authority {
     root: CertificateDer<'static>,
@@ -289,7 +293,7 @@ async fn the_certificate_changes_while_it_serves_and_what_does_not_fit_changes_n
     };
     let (first, second) = (authority.leaf("hook.countersign.svc"), authority.leaf("hook.countersign.svc"));
     write(&first);
-    let shown = Arc::new(Shown::default());
+    let shown = nothing_shown();
     shown.replace(files.read().unwrap());
     let (address, _drain) = serve(shown.clone(), None).await;
     let (certificate, answer) = call(address, &authority, None).await.unwrap();
@@ -310,7 +314,7 @@ async fn the_certificate_changes_while_it_serves_and_what_does_not_fit_changes_n
 async fn with_a_client_ca_only_an_api_server_that_it_vouches_for_is_answered() {
     let (authority, clients, others) = (Authority::new(), Authority::new(), Authority::new());
     let (leaf, key) = authority.leaf("hook.countersign.svc");
-    let shown = Arc::new(Shown::default());
+    let shown = nothing_shown();
     shown.replace(certified(vec![leaf], private(&key)).unwrap());
     let (address, _drain) = serve(shown, Some(&[clients.root.clone()])).await;
     assert!(call(address, &authority, None).await.is_err());
@@ -323,7 +327,7 @@ async fn with_a_client_ca_only_an_api_server_that_it_vouches_for_is_answered() {
 async fn what_is_open_when_it_is_told_to_end_is_answered() {
     let authority = Authority::new();
     let (leaf, key) = authority.leaf("hook.countersign.svc");
-    let shown = Arc::new(Shown::default());
+    let shown = nothing_shown();
     shown.replace(certified(vec![leaf], private(&key)).unwrap());
     let (asked, answer) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (told, wait) = (asked.clone(), answer.clone());

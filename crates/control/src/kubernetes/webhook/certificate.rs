@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use prometheus::IntGauge;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject as _;
@@ -14,15 +15,25 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// What is shown now; nothing until there is one.
-#[derive(Debug, Default)]
-pub struct Shown(RwLock<Option<Arc<CertifiedKey>>>);
+#[derive(Debug)]
+pub struct Shown {
+    certificate: RwLock<Option<Arc<CertifiedKey>>>,
+    expires: IntGauge,
+}
 
 impl Shown {
+    /// Nothing yet; the gauge says when what is shown ends.
+    #[must_use]
+    pub fn new(expires: IntGauge) -> Self {
+        Self { certificate: RwLock::default(), expires }
+    }
+
     /// Shows this one from now on; says whether it is another one than before.
     pub fn replace(&self, certificate: CertifiedKey) -> bool {
-        let mut shown = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut shown = self.certificate.write().unwrap_or_else(PoisonError::into_inner);
         let other = shown.as_ref().is_none_or(|before| before.cert != certificate.cert);
         if other {
+            self.expires.set(certificate.cert.first().map_or(0, end_of));
             *shown = Some(Arc::new(certificate));
         }
         other
@@ -31,8 +42,14 @@ impl Shown {
 
 impl ResolvesServerCert for Shown {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.certificate.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
+}
+
+/// In seconds since 1970; 0 of what can't be read.
+fn end_of(certificate: &CertificateDer<'_>) -> i64 {
+    x509_parser::parse_x509_certificate(certificate)
+        .map_or(0, |(_, parsed)| parsed.validity().not_after.timestamp())
 }
 
 /// A chain with its key.

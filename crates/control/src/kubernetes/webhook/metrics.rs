@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramOpts, IntCounterVec, Opts, Registry};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::kubernetes::admission::Outcome;
 
@@ -11,6 +11,8 @@ use crate::kubernetes::admission::Outcome;
 pub struct Metrics {
     admissions: IntCounterVec,
     duration: Histogram,
+    /// When the certificate that is shown ends, in seconds since 1970.
+    pub certificate_expires: IntGauge,
 }
 
 impl Metrics {
@@ -31,9 +33,14 @@ impl Metrics {
         let metrics = Self {
             admissions: IntCounterVec::new(admissions, &["decision", "reason", "dry_run"])?,
             duration: Histogram::with_opts(duration)?,
+            certificate_expires: IntGauge::new(
+                "countersign_webhook_certificate_expires_seconds",
+                "When the certificate that the API server is shown ends, in seconds since 1970.",
+            )?,
         };
         registry.register(Box::new(metrics.admissions.clone()))?;
         registry.register(Box::new(metrics.duration.clone()))?;
+        registry.register(Box::new(metrics.certificate_expires.clone()))?;
         Ok(metrics)
     }
 

@@ -72,7 +72,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         .await
         .context("the API server is not known: run in a cluster, or set KUBECONFIG")?;
 
-    let shown = Arc::new(Shown::default());
+    let shown = Arc::new(Shown::new(metrics.certificate_expires.clone()));
     let namespace = settings.namespace.as_deref().unwrap_or(client.default_namespace()).to_owned();
     let waiting = readiness.block("certificate");
     keep_certificate(settings, &namespace, client.clone(), &shown).await?;
