@@ -207,6 +207,7 @@ fn a_release_is_installed_upgraded_rolled_back_and_leaves_nothing_broken(_: &Clu
     let bundle = release.mutating()["clientConfig"]["caBundle"].clone();
     assert!(bundle.as_str().is_some_and(|bundle| !bundle.is_empty()), "{bundle}");
 
+    takes_documents(&cluster);
     let checked = release.check();
     assert!(checked.success(), "{}", checked.stderr);
     assert_eq!(checked.text().lines().count(), 2, "{}", checked.text());
@@ -247,6 +248,23 @@ fn a_release_is_installed_upgraded_rolled_back_and_leaves_nothing_broken(_: &Clu
     assert_eq!(release.status(definition), 200, "documents outlive a release");
     control.terminate(Duration::from_secs(20)).unwrap();
     exists(&release.directory);
+}
+
+/// Custom resources are checked by the webhook, and taken into force by the control plane, with the accounts' rights.
+fn takes_documents(cluster: &Cluster) {
+    let workloads = "/apis/countersign.dev/v1alpha1/namespaces/default/workloads";
+    let workload = |spec: Value| json!({ "apiVersion": "countersign.dev/v1alpha1", "kind": "Workload", "metadata": { "name": "till" }, "spec": spec });
+    let good = workload(json!({ "selector": { "kubernetes.serviceaccount": "till" } }));
+    let misspelt = workload(json!({ "selector": { "kubernetes.serviceaccount": "till" }, "ownr": "team" }));
+    let refused = cluster.request(Identity::Admin, "POST", workloads, Some(&misspelt)).unwrap();
+    assert!(refused.text().contains("validate.countersign.dev"), "{}", refused.text());
+    cluster.create(workloads, &good).unwrap();
+    let accepted = || {
+        let conditions = cluster.get(&format!("{workloads}/till"))?["status"]["conditions"].take();
+        let mut conditions = conditions.as_array().cloned().unwrap_or_default().into_iter();
+        Ok(conditions.any(|one| one["type"] == "Accepted" && one["status"] == "True").then_some(()))
+    };
+    cluster.wait_for("a document in force", accepted).unwrap();
 }
 
 /// What the control plane wrote is where the chart has a volume.

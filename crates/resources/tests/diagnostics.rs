@@ -24,6 +24,13 @@ fn the_quickstart_is_accepted() {
 }
 
 #[test]
+fn the_examples_for_kubernetes_are_accepted() {
+    let examples = include_str!("../../../examples/kubernetes/policy.yaml");
+    let in_the_cluster_test = include_str!("../../../tests/e2e/policy.yaml");
+    assert_eq!(check(&format!("{examples}---\n{in_the_cluster_test}")), "");
+}
+
+#[test]
 fn documents_read_back_from_json() {
     let files = [("q".to_owned(), include_str!("../../../examples/quickstart/quickstart.yaml").to_owned())];
     let documents = parse(&files, None).documents;

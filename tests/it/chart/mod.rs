@@ -1,6 +1,7 @@
 //! The chart, rendered by the real helm over a matrix of values and versions of Kubernetes, and judged: as objects of
 //! their types, by what they say of each other, and by what our programs take.
 
+mod examples;
 mod objects;
 mod values;
 mod wiring;

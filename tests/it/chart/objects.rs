@@ -5,7 +5,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 };
 use k8s_openapi::api::apps::v1::{Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::{ConfigMap, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -129,9 +129,11 @@ fn every_object_is_of_a_version_that_its_cluster_serves() {
 }
 
 /// Reads an object as its type and writes it again.
-fn as_its_type(object: &Value) -> anyhow::Result<Value> {
+pub(super) fn as_its_type(object: &Value) -> anyhow::Result<Value> {
     match (text(object, "/apiVersion"), text(object, "/kind")) {
         ("v1", "ConfigMap") => again::<ConfigMap>(object),
+        ("v1", "Namespace") => again::<Namespace>(object),
+        ("v1", "Secret") => again::<Secret>(object),
         ("v1", "Pod") => again::<Pod>(object),
         ("v1", "Service") => again::<Service>(object),
         ("v1", "ServiceAccount") => again::<ServiceAccount>(object),
@@ -174,7 +176,7 @@ fn again<T: Serialize + DeserializeOwned>(object: &Value) -> anyhow::Result<Valu
 }
 
 /// Everything that was rendered is there again.
-fn assert_kept(rendered: &Value, known: &Value, place: &str) {
+pub(super) fn assert_kept(rendered: &Value, known: &Value, place: &str) {
     match (rendered, known) {
         (Value::Object(rendered), Value::Object(known)) => {
             for (key, value) in rendered {
