@@ -266,7 +266,12 @@ impl Cluster {
             }
             _ => None,
         };
-        let message = format!("{}: {what} can't be had: {error}", self.shown());
+        // Of what an API server answers, the sentence; kube shows the whole object.
+        let said = match error {
+            kube::Error::Api(status) => status.message.clone(),
+            other => other.to_string(),
+        };
+        let message = format!("{}: {what} can't be had: {said}", self.shown());
         match status {
             Some(401 | 403) => Refusal {
                 help: "ask for the Role countersign-viewer or countersign-admin of the control plane's namespace"
