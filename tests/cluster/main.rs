@@ -10,6 +10,7 @@
 mod attestation;
 mod custom_resources;
 mod helm;
+mod in_cluster;
 mod server;
 mod webhook;
 
@@ -32,7 +33,15 @@ macro_rules! tests {
 pub(crate) use tests;
 
 fn all() -> Vec<Test> {
-    [attestation::TESTS, custom_resources::TESTS, helm::TESTS, server::TESTS, webhook::TESTS].concat()
+    [
+        attestation::TESTS,
+        custom_resources::TESTS,
+        helm::TESTS,
+        in_cluster::TESTS,
+        server::TESTS,
+        webhook::TESTS,
+    ]
+    .concat()
 }
 
 #[expect(clippy::print_stderr, reason = "what a test target says")]

@@ -55,14 +55,16 @@ const API_HOST: u8 = 14;
 
 /// What kube-proxy does for the API server's Service: other servers of a sandbox listen on 443 of every address.
 const SERVICE_PORT: &str = "nft -f - <<END
-table ip kubernetes {
+table inet kubernetes {
     chain output {
         type nat hook output priority -100;
-        ip daddr 10.77.0.14 tcp dport 443 dnat to 10.77.0.14:6443
+        ip daddr 10.77.0.14 tcp dport 443 dnat ip to 10.77.0.14:6443
+        ip6 daddr fd77::e tcp dport 443 dnat ip6 to [fd77::e]:6443
     }
     chain prerouting {
         type nat hook prerouting priority -100;
-        ip daddr 10.77.0.14 tcp dport 443 dnat to 10.77.0.14:6443
+        ip daddr 10.77.0.14 tcp dport 443 dnat ip to 10.77.0.14:6443
+        ip6 daddr fd77::e tcp dport 443 dnat ip6 to [fd77::e]:6443
     }
 }
 END
@@ -264,13 +266,14 @@ impl Cluster {
     fn api_args(&self) -> Vec<String> {
         let file = |name: &str| self.directory.join(name).display().to_string();
         let [a, b, c, _] = self.address.ip().octets();
-        let services = match self.site {
-            Site::Here { .. } => format!("{a}.{b}.{c}.0/24"),
-            Site::Inside(_) => "10.96.0.0/16".to_owned(),
+        let (services, bind) = match self.site {
+            Site::Here { .. } => (format!("{a}.{b}.{c}.0/24"), self.address.ip().to_string()),
+            // The sandbox gives its name an IPv6 address too.
+            Site::Inside(_) => ("10.96.0.0/16".to_owned(), "::".to_owned()),
         };
         [
             format!("--etcd-servers={}", self.etcd_url(2379)),
-            format!("--bind-address={}", self.address.ip()),
+            format!("--bind-address={bind}"),
             format!("--secure-port={}", self.address.port()),
             format!("--advertise-address={}", self.address.ip()),
             // It would publish its address, and loopback may not be published.
