@@ -156,8 +156,8 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_CONTROL_KUBERNETES")]
     pub kubernetes: bool,
 
-    /// More roots (PEM) for issuers of evidence, beside the system's.
-    #[arg(long, env = "COUNTERSIGN_CONTROL_ROOTS", value_name = "FILE")]
+    /// More roots (PEM) for issuers of evidence, beside the system's: a file, or a directory of .crt and .pem files.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_ROOTS", value_name = "PATH")]
     pub roots: Option<PathBuf>,
 
     /// Socket for administrators.

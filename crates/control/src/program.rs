@@ -106,7 +106,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     let proxies = Proxies::new(metrics.proxies.clone());
     tokio::spawn(count_bypasses(index.clone(), metrics.bypasses.clone()));
     let roots = match &settings.roots {
-        Some(path) => service::roots::from_file(path).context("--roots")?,
+        Some(path) => service::roots::from_path(path).context("--roots")?,
         None => Vec::new(),
     };
     let verifier =

@@ -193,8 +193,9 @@ pub struct Settings {
     )]
     pub bundle_p12_password: String,
 
-    /// More roots (PEM) for upstreams, beside the system's.
-    #[arg(long, env = "COUNTERSIGN_PROXY_ROOTS", value_name = "FILE")]
+    /// More roots (PEM) for upstreams, beside the system's: a file, or a directory of .crt and .pem files, which may be
+    /// empty.
+    #[arg(long, env = "COUNTERSIGN_PROXY_ROOTS", value_name = "PATH")]
     pub roots: Option<PathBuf>,
 
     /// Address of health and metrics: /livez, /readyz, /metrics.

@@ -52,7 +52,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     let state = Arc::new(StateDir::open(&settings.state)?);
     let authority = Arc::new(Authority::open(&state, now())?);
     let operator_roots = match &settings.roots {
-        Some(path) => service::roots::from_file(path).context("--roots")?,
+        Some(path) => service::roots::from_path(path).context("--roots")?,
         None => Vec::new(),
     };
     write_bundle(settings, &authority, &operator_roots)?;

@@ -114,7 +114,8 @@ fn proxy_args(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSetti
         }
     }
     if settings.roots_config_map.is_some() {
-        args.push(format!("--roots={}/ca.crt", names::ROOTS_PATH));
+        // The directory: the ConfigMap may be missing in this namespace, and it is empty then.
+        args.push(format!("--roots={}", names::ROOTS_PATH));
     }
     args.extend(pod.log.iter().map(|filter| format!("--log={filter}")));
     args
