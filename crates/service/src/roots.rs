@@ -29,8 +29,7 @@ pub fn from_path(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         return from_file(path);
     }
     let unread = || format!("could not read the directory {}", path.display());
-    let entries: Vec<_> =
-        path.read_dir().and_then(Iterator::collect::<Result<_, _>>).with_context(unread)?;
+    let entries: Vec<_> = path.read_dir().and_then(Iterator::collect::<Result<_, _>>).with_context(unread)?;
     let mut files: Vec<_> = entries.into_iter().map(|entry| entry.path()).collect();
     files.retain(|file| file.extension().is_some_and(|extension| extension == "crt" || extension == "pem"));
     files.sort();
