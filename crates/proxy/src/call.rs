@@ -38,7 +38,7 @@ use crate::audit::{OpenCall, line};
 use crate::bypass;
 use crate::caller::CallerState;
 use crate::capture::accept::{Captured, OriginalDestination};
-use crate::credential::{Ask, Grant};
+use crate::credential::{Ask, Grant, Key};
 use crate::exchange::{End, Guarded, Open, why_stopped};
 use crate::forward;
 use crate::memory::Reserved;
@@ -54,7 +54,7 @@ use crate::protocol::rewind::Rewind;
 use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, head, http1, http2, trailers};
 use crate::redact::{self, Redaction};
-use crate::rewrite;
+use crate::rewrite::{self, Removed};
 use crate::splice::reset;
 use crate::standing;
 use crate::tls::{self, Opening};
@@ -503,15 +503,14 @@ async fn carry(
         Credential::None => (None, way),
         Credential::Held(grant) => (Some(grant), way),
         // Boxed: to wait for one is rare, and its state would make every request's future large.
-        Credential::Missing => {
+        Credential::Missing(_) => {
             Box::pin(arm(connection, &facts, id, &mut judged)).instrument(debug_span!("credential")).await?
         }
     };
     let replay = Replay::of(&parts, &body);
     // 7 rewrite
-    let standing =
-        debug_span!("rewrite").in_scope(|| rewrite::apply(&way.edit, grant.as_deref(), &mut parts));
-    redact::ask(&judged.destination, &mut parts.headers);
+    let standing = debug_span!("rewrite")
+        .in_scope(|| rewritten(&way, &judged.destination, grant.as_deref(), &mut parts));
     let owned = (&way.edit, grant.as_ref().map(|grant| &grant.header_name));
     let body = trailers::clean(body, Some(owned), &connection.worker.shared.metrics.trailers_dropped);
     note_standing(connection, id, &judged, &standing);
@@ -522,6 +521,13 @@ async fn carry(
     let connection = connection.clone();
     let act = Act { connection, asked, facts, judged, grant, open_call, way, _room: room };
     act.send(parts, body, replay).instrument(debug_span!("upstream")).await
+}
+
+/// Stage 7, on the request's head; returns what the application had sent in headers that we own.
+fn rewritten(way: &Way, destination: &Destination, grant: Option<&Grant>, parts: &mut Parts) -> Vec<Removed> {
+    let standing = rewrite::apply(&way.edit, grant, parts);
+    redact::ask(destination, &mut parts.headers);
+    standing
 }
 
 /// A tunnel's bytes can't be searched for a credential: frames may split it, or compress it.
@@ -638,8 +644,8 @@ enum Credential {
     None,
     /// It is there.
     Held(Arc<Grant>),
-    /// It has to be asked for.
-    Missing,
+    /// It has to be asked for, by this key.
+    Missing(Rc<Key>),
 }
 
 /// Stage 6, as far as nothing has to be waited for.
@@ -648,7 +654,7 @@ fn at_hand(connection: &Connection, judged: &Judged, way: &Way) -> Result<Creden
     let Some(face) = provider(judged)? else { return Ok(Credential::None) };
     let key = way.key(&judged.destination, face);
     let held = state.credentials().cached(&key, judged.snapshot.version());
-    Ok(held.map_or(Credential::Missing, Credential::Held))
+    Ok(held.map_or(Credential::Missing(key), Credential::Held))
 }
 
 /// Stage 6: the credential that the decision names, if it names one, and the way that its request then goes.
@@ -664,16 +670,13 @@ async fn arm(
     for _ in 0..3 {
         let refused = |failure| Refused::of(failure, facts).judged(judged);
         let way = connection.way(facts, judged).map_err(refused)?;
-        match at_hand(connection, judged, &way).map_err(refused)? {
+        let key = match at_hand(connection, judged, &way).map_err(refused)? {
             Credential::None => return Ok((None, way)),
             Credential::Held(grant) => return Ok((Some(grant), way)),
-            Credential::Missing => {}
-        }
-        let (Some(state), Some(face)) = (connection.caller.as_ref(), provider(judged).map_err(refused)?)
-        else {
-            return Ok((None, way));
+            Credential::Missing(key) => key,
         };
-        let (key, version) = (way.key(&judged.destination, face), judged.snapshot.version());
+        let Some(state) = connection.caller.as_ref() else { return Ok((None, way)) };
+        let version = judged.snapshot.version();
         let mut changed = state.changed();
         let ask = Ask { request: facts, decision: id, version };
         let got = state.credentials().get(&key, &ask).await;
@@ -826,7 +829,7 @@ impl Act {
         };
         if let Ok(Err(failed)) = &mut sent
             && failed.untouched
-            && let Some(again) = failed.unsent.take().or_else(|| Some(self.rewritten(replay?)))
+            && let Some(again) = failed.unsent.take().or_else(|| Some(self.again(replay?)))
         {
             let mut sending = Box::pin(sender.send(again, self.connection.version));
             sent = open.unless_cut(sending.as_mut()).await;
@@ -846,10 +849,9 @@ impl Act {
     }
 
     /// The request once more, with the credential of this moment.
-    fn rewritten(&self, replay: &Replay) -> Box<Request<Body>> {
+    fn again(&self, replay: &Replay) -> Box<Request<Body>> {
         let mut parts = replay.0.clone();
-        let _ = rewrite::apply(&self.way.edit, self.grant.as_deref(), &mut parts);
-        redact::ask(&self.judged.destination, &mut parts.headers);
+        let _ = rewritten(&self.way, &self.judged.destination, self.grant.as_deref(), &mut parts);
         Box::new(Request::from_parts(parts, Body::Empty))
     }
 
@@ -870,7 +872,7 @@ impl Act {
         self.close(CallResult::Completed, Some(StatusCode::UNAUTHORIZED.as_u16()), None, (0, 0));
         self.grant = Some(grant);
         self.open_call = second;
-        let again = self.rewritten(&replay);
+        let again = self.again(&replay);
         Box::pin(self.dispatch(open, again, None)).await.ok()
     }
 
@@ -1014,8 +1016,8 @@ fn refuse(connection: &Connection, id: DecisionId, asker: Asker, refused: Refuse
     if asker.head {
         *response.body_mut() = Body::Empty;
     }
-    // Where one request can be read in two ways, so can what follows it.
-    // What may follow is not read: after a fault of framing, or as a body that nobody gave leave for.
+    // What may follow is not read: where one request can be read in two ways, so can that; and a body that nobody gave
+    // leave for may be there or not.
     let ends = matches!(failure.code, Code::MalformedRequest | Code::UnmetExpectation);
     if ends { answer::closing(response) } else { response }
 }
