@@ -20,6 +20,7 @@ pub mod pod;
 pub mod raw;
 pub mod sandbox;
 pub mod search;
+pub mod stand_in;
 pub mod tls_server;
 pub mod workload;
 pub mod world;

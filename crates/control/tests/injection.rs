@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -16,32 +18,12 @@ use control::kubernetes::webhook::review::render;
 use json_patch::Patch;
 use kube::core::DynamicObject;
 use kube::core::admission::AdmissionReview;
-use model::slice::Egress;
 use serde_json::{Value, json};
+
+use common::settings;
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/kubernetes")
-}
-
-fn settings() -> Settings {
-    Settings {
-        version: "0.1.0".to_owned(),
-        image: "registry.example/countersign-proxy:0.1.0".to_owned(),
-        pull_policy: "IfNotPresent".to_owned(),
-        control: "https://countersign-control.countersign.svc:8440".to_owned(),
-        control_fingerprint: "sha256:00".to_owned(),
-        audience: "countersign".to_owned(),
-        uid: 14014,
-        exclude_uids: vec![1337, 2102],
-        redirect_port: 14001,
-        explicit_port: 14002,
-        health_port: 14020,
-        roots_config_map: None,
-        resources: json!({ "requests": { "cpu": "10m", "memory": "24Mi" }, "limits": { "memory": "128Mi" } }),
-        spool_size: "128Mi".to_owned(),
-        native_sidecars: true,
-        egress: Egress::Observe,
-    }
 }
 
 fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -11,7 +13,6 @@ use std::sync::{Arc, Mutex};
 use axum::Router;
 use axum::body::Body;
 use axum::http::{Request, Response, StatusCode};
-use control::kubernetes::inject::settings::Settings;
 use control::kubernetes::webhook::certificate::{Files, Shown, certified};
 use control::kubernetes::webhook::injection::Injection;
 use control::kubernetes::webhook::metrics::Metrics;
@@ -19,7 +20,6 @@ use control::kubernetes::webhook::namespaces::Namespaces;
 use control::kubernetes::webhook::{door, review};
 use kube::Client;
 use kube::core::admission::AdmissionResponse;
-use model::slice::Egress;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::ClientConfig;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
@@ -28,6 +28,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tower::ServiceExt as _;
+
+use common::settings;
 
 const CANARY: &str = "canary-7f3a";
 
@@ -128,27 +130,6 @@ fn cluster(asked: &Arc<Mutex<Vec<String>>>) -> Client {
         async move { Ok::<_, std::convert::Infallible>(answer.unwrap()) }
     });
     Client::new(service, "countersign")
-}
-
-fn settings() -> Settings {
-    Settings {
-        version: "0.1.0".to_owned(),
-        image: "registry.example/countersign-proxy:0.1.0".to_owned(),
-        pull_policy: "IfNotPresent".to_owned(),
-        control: "https://countersign-control.countersign.svc:8440".to_owned(),
-        control_fingerprint: "sha256:00".to_owned(),
-        audience: "countersign".to_owned(),
-        uid: 14014,
-        exclude_uids: vec![],
-        redirect_port: 14001,
-        explicit_port: 14002,
-        health_port: 14020,
-        roots_config_map: None,
-        resources: json!({}),
-        spool_size: "128Mi".to_owned(),
-        native_sidecars: true,
-        egress: Egress::Observe,
-    }
 }
 
 #[tokio::test]

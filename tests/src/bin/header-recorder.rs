@@ -4,31 +4,19 @@
 
 use std::convert::Infallible;
 use std::io::Write as _;
-use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use clap::Parser;
 use http_body_util::Empty;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::net::TcpListener;
-use tokio_rustls::TlsAcceptor;
+use tests::stand_in::Listening;
 
 #[derive(Parser)]
 struct Options {
-    /// Where clients come.
-    #[arg(long)]
-    listen: SocketAddr,
-    /// The certificate (PEM).
-    #[arg(long)]
-    certificate: PathBuf,
-    /// Its key (PEM).
-    #[arg(long)]
-    key: PathBuf,
+    #[command(flatten)]
+    listening: Listening,
     /// Where the fields are written, a line each.
     #[arg(long)]
     out: PathBuf,
@@ -37,17 +25,7 @@ struct Options {
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let certificates: Vec<_> =
-        CertificateDer::pem_file_iter(&options.certificate)?.collect::<Result<_, _>>()?;
-    let key = PrivateKeyDer::from_pem_file(&options.key)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(certificates, key)?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind(options.listen).await?;
+    let (listener, acceptor) = options.listening.start(&[b"h2"]).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         let (acceptor, out) = (acceptor.clone(), options.out.clone());

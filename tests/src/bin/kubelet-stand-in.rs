@@ -4,17 +4,12 @@
 //! `v4.channel.k8s.io`, kubernetes `pkg/kubelet/cri/streaming/portforward/websocket.go`): of each port two channels, data
 //! and errors, each beginning with the port's number. Every pod is this machine's loopback.
 
-use std::net::SocketAddr;
-use std::path::PathBuf;
-use std::sync::Arc;
-
 use anyhow::Context as _;
 use clap::Parser;
 use futures_util::{SinkExt as _, StreamExt as _};
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tests::stand_in::Listening;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
@@ -23,30 +18,14 @@ const PROTOCOL: &str = "v4.channel.k8s.io";
 
 #[derive(Parser)]
 struct Options {
-    /// Where the API server finds it.
-    #[arg(long)]
-    listen: SocketAddr,
-    /// Its certificate (PEM).
-    #[arg(long)]
-    certificate: PathBuf,
-    /// Its key (PEM).
-    #[arg(long)]
-    key: PathBuf,
+    #[command(flatten)]
+    listening: Listening,
 }
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> anyhow::Result<()> {
     let options = Options::parse();
-    let certificates: Vec<_> =
-        CertificateDer::pem_file_iter(&options.certificate)?.collect::<Result<_, _>>()?;
-    let key = PrivateKeyDer::from_pem_file(&options.key)?;
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_no_client_auth()
-        .with_single_cert(certificates, key)?;
-    let acceptor = TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind(options.listen).await?;
+    let (listener, acceptor) = options.listening.start(&[]).await?;
     loop {
         let (stream, _) = listener.accept().await?;
         let acceptor = acceptor.clone();
