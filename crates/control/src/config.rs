@@ -234,3 +234,12 @@ pub enum Egress {
     /// They are refused.
     Enforce,
 }
+
+impl From<Egress> for model::slice::Egress {
+    fn from(egress: Egress) -> Self {
+        match egress {
+            Egress::Observe => Self::Observe,
+            Egress::Enforce => Self::Enforce,
+        }
+    }
+}

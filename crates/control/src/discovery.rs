@@ -13,8 +13,6 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject as _;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -69,8 +67,7 @@ pub async fn export(directory: &Path, issuer_url: &str, keys: &Keys) -> anyhow::
 /// If the files can't be read or do not fit.
 pub fn tls(certificate: &Path, key: &Path) -> anyhow::Result<Arc<ServerConfig>> {
     let chain = service::roots::from_file(certificate)?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .with_context(|| format!("could not read a private key from {}", key.display()))?;
+    let key = service::roots::key_from_file(key)?;
     let mut config = ServerConfig::builder_with_provider(service::tls_provider::provider())
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()

@@ -83,11 +83,11 @@ impl Accounts {
 
 impl Door {
     /// Reads the token, or makes it with its file at the first start. On the socket, root and this program's own user
-    /// are let in.
+    /// are let in; by their tokens, these service accounts.
     ///
     /// # Errors
     /// If the file can't be read or written.
-    pub fn open(token_file: &Path) -> anyhow::Result<Self> {
+    pub fn open(token_file: &Path, accounts: Accounts) -> anyhow::Result<Self> {
         let describe = || format!("administrator's token {}", token_file.display());
         let token = match std::fs::read(token_file) {
             Ok(token) => Secret::new(token.trim_ascii().to_vec()),
@@ -101,18 +101,7 @@ impl Door {
             Err(error) => return Err(error).with_context(describe),
         };
         anyhow::ensure!(token.len() >= 32, "{} is too short: it must have 32 characters", describe());
-        Ok(Self {
-            token,
-            uids: vec![0, rustix::process::geteuid().as_raw()],
-            accounts: Accounts::new("countersign-administration"),
-        })
-    }
-
-    /// The same for service accounts too.
-    #[must_use]
-    pub fn with_accounts(mut self, accounts: Accounts) -> Self {
-        self.accounts = accounts;
-        self
+        Ok(Self { token, uids: vec![0, rustix::process::geteuid().as_raw()], accounts })
     }
 
     /// Who sent a request, if they may do what it needs.
@@ -189,6 +178,10 @@ mod tests {
 
     use super::*;
 
+    fn nobody() -> Accounts {
+        Accounts::new("countersign-administration")
+    }
+
     /// A request by the socket, from this process.
     fn by_socket() -> tonic::Request<()> {
         let (ours, _theirs) = UnixStream::pair().unwrap();
@@ -200,7 +193,7 @@ mod tests {
     #[tokio::test]
     async fn the_socket_s_peer_must_be_root_or_our_own_user() {
         let directory = tempfile::tempdir().unwrap();
-        let mut door = Door::open(&directory.path().join("token")).unwrap();
+        let mut door = Door::open(&directory.path().join("token"), nobody()).unwrap();
         let own = rustix::process::geteuid().as_raw();
         assert_eq!(
             door.author(&by_socket(), Role::Administrator).await.unwrap(),
@@ -257,7 +250,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         let token = directory.path().join("token");
-        drop(Door::open(&token).unwrap());
+        drop(Door::open(&token, nobody()).unwrap());
         assert_eq!(mode(&token), 0o600);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let _inside = runtime.enter();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use model::Namespace;
+use model::slice::Egress;
 use policy::compile::EgressDefaults;
 use service::health::{self, Readiness};
 use service::telemetry;
@@ -19,7 +20,7 @@ use crate::administration::Admin;
 use crate::attendance::Attendance;
 use crate::attest::Attestor;
 use crate::authority::Authority;
-use crate::config::{Egress, Settings};
+use crate::config::Settings;
 use crate::door::{self, Accounts, Door, Role};
 use crate::index::Index;
 use crate::issue::Issuing;
@@ -142,7 +143,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     .max_decoding_message_size(MESSAGE_MAX);
     let token_file = settings.token_file.clone().unwrap_or_else(|| settings.state.join("admin-token"));
     let admin = Admin {
-        door: Arc::new(Door::open(&token_file)?.with_accounts(door_accounts(settings)?)),
+        door: Arc::new(Door::open(&token_file, door_accounts(settings)?)?),
         store: store.clone(),
         index,
         proxies,
@@ -236,16 +237,12 @@ fn door_accounts(settings: &Settings) -> anyhow::Result<Accounts> {
 }
 
 fn egress(settings: &Settings) -> anyhow::Result<EgressDefaults> {
-    use model::slice::Egress as Mode;
     let namespaces = settings.enforce_namespace.iter().map(|name| {
         let namespace = Namespace::new(name).context("--enforce-namespace")?;
-        Ok((namespace, Mode::Enforce))
+        Ok((namespace, Egress::Enforce))
     });
     Ok(EgressDefaults {
-        configured: match settings.egress {
-            Egress::Observe => Mode::Observe,
-            Egress::Enforce => Mode::Enforce,
-        },
+        configured: settings.egress.into(),
         namespaces: namespaces.collect::<anyhow::Result<_>>()?,
     })
 }

@@ -5,6 +5,7 @@ use base64::Engine as _;
 use model::Secret;
 
 use crate::Malformed;
+use crate::detect::HTTP2_PREFACE;
 use crate::http::{Authority, Host, parse_authority};
 
 /// Fields of a head that are looked at; the same number as for every other request.
@@ -42,10 +43,9 @@ pub struct Tunnel {
 /// If it is not valid, or could be read in two ways.
 pub fn request(bytes: &[u8]) -> Result<Option<Request>, Malformed> {
     const METHOD: &[u8] = b"CONNECT ";
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    let begun = bytes.len().min(PREFACE.len());
-    if bytes[..begun] == PREFACE[..begun] {
-        return Ok((begun == PREFACE.len()).then_some(Request::Http2));
+    let begun = bytes.len().min(HTTP2_PREFACE.len());
+    if bytes[..begun] == HTTP2_PREFACE[..begun] {
+        return Ok((begun == HTTP2_PREFACE.len()).then_some(Request::Http2));
     }
     let begun = bytes.len().min(METHOD.len());
     if bytes[..begun] != METHOD[..begun] {

@@ -100,6 +100,12 @@ pub fn sentence(diagnostic: &Diagnostic) -> String {
     printable(&format!("{code}{place}: {message}{help}"))
 }
 
+/// Several in one line.
+#[must_use]
+pub fn sentences(found: &[Diagnostic]) -> String {
+    found.iter().map(sentence).collect::<Vec<_>>().join("; ")
+}
+
 /// A path as Kubernetes writes it: `spec.allow[0].methods`.
 fn field(path: &str) -> String {
     let mut text = String::new();

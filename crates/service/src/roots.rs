@@ -4,8 +4,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use rustls::RootCertStore;
-use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// Certificates of a PEM file.
 ///
@@ -17,6 +17,15 @@ pub fn from_file(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
         .with_context(|| format!("could not read certificates from {}", path.display()))?;
     anyhow::ensure!(!certificates.is_empty(), "{} has no certificate", path.display());
     Ok(certificates)
+}
+
+/// The private key of a PEM file.
+///
+/// # Errors
+/// If the file can't be read, or has none.
+pub fn key_from_file(path: &Path) -> anyhow::Result<PrivateKeyDer<'static>> {
+    PrivateKeyDer::from_pem_file(path)
+        .with_context(|| format!("could not read a private key from {}", path.display()))
 }
 
 /// Certificates of a PEM file, or of a directory's `.crt` and `.pem` files: there may be none, as where an optional

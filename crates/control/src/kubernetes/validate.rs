@@ -44,7 +44,7 @@ pub fn answer(
 fn put(object: &DynamicObject, response: AdmissionResponse, set: &Set) -> AdmissionResponse {
     let document = match resource::document(object) {
         Ok(document) => document,
-        Err(wrong) => return response.deny(sentences(&wrong)),
+        Err(wrong) => return response.deny(diagnostic::sentences(&wrong)),
     };
     let before = set.get(document.kind(), &document.name).cloned();
     let (after, found) = proposal::put(std::slice::from_ref(&document), Vec::new(), set);
@@ -54,7 +54,7 @@ fn put(object: &DynamicObject, response: AdmissionResponse, set: &Set) -> Admiss
     };
     let refused: Vec<Diagnostic> = found.iter().filter(refuses).cloned().collect();
     if !refused.is_empty() {
-        return response.deny(sentences(&refused));
+        return response.deny(diagnostic::sentences(&refused));
     }
     let mut warnings: Vec<String> = found.iter().map(diagnostic::sentence).collect();
     if found.iter().any(|found| found.code == Code::DanglingReference && own.contains(found)) {
@@ -85,10 +85,6 @@ fn deleted(
     before.insert(document.clone());
     let found = proposal::delete(std::slice::from_ref(&document), &before, egress);
     warned(response, found.iter().map(diagnostic::sentence).collect())
-}
-
-fn sentences(found: &[Diagnostic]) -> String {
-    found.iter().map(diagnostic::sentence).collect::<Vec<_>>().join("; ")
 }
 
 fn warned(mut response: AdmissionResponse, warnings: Vec<String>) -> AdmissionResponse {

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use model::slice::Egress;
 use model::{Code, Namespace, ResourceRef};
+use resources::diagnostic::sentences;
 use resources::kind::Kind;
-use resources::{Diagnostic, Document, Set, diagnostic, validate};
+use resources::{Diagnostic, Document, Set, validate};
 
 use super::resource::Resource;
 use crate::store::{DocumentChange, Owner, State, StoredDocument};
@@ -130,8 +131,7 @@ impl<'a> Candidate<'a> {
         if !wrong.is_empty() {
             return self.refused(&wrong, set);
         }
-        // A Workload's list of destinations only takes away, and its egress mode must not wait for a destination.
-        let holds = dangling.is_empty() || document.kind() == Kind::Workload;
+        let holds = !dangling.iter().any(|found| hinders(document, found));
         Verdict {
             accepted: Ok(sentences(&warnings)),
             references: match dangling.as_slice() {
@@ -145,12 +145,7 @@ impl<'a> Candidate<'a> {
     /// An edit that is refused changes nothing, as long as what was there before is still right.
     fn refused(&self, wrong: &[Diagnostic], set: &Set) -> Verdict {
         let still_right = |document: &Document| {
-            let found = validate(std::slice::from_ref(document), set);
-            let matters = |found: &Diagnostic| {
-                found.is_error()
-                    && !(found.code == Code::DanglingReference && document.kind() == Kind::Workload)
-            };
-            !found.iter().any(matters)
+            !validate(std::slice::from_ref(document), set).iter().any(|found| hinders(document, found))
         };
         let in_force = match &self.earlier {
             Some((document, generation)) if still_right(document) => InForce::Earlier(*generation),
@@ -174,6 +169,12 @@ impl<'a> Candidate<'a> {
         let owner = Owner::CustomResource { uid: self.resource.uid.clone(), generation };
         Some(((document.kind(), document.name.clone()), (document.to_json().to_string(), owner)))
     }
+}
+
+/// Whether a document is not in force because of this. A Workload's list of destinations only takes away, and its egress
+/// mode must not wait for a destination.
+fn hinders(document: &Document, found: &Diagnostic) -> bool {
+    found.is_error() && !(found.code == Code::DanglingReference && document.kind() == Kind::Workload)
 }
 
 /// All documents that are looked at together: those that were applied, and over them those of custom resources.
@@ -224,8 +225,4 @@ fn namespaces(
             egress: observed.get(namespace).copied(),
         })
         .collect()
-}
-
-fn sentences(found: &[Diagnostic]) -> String {
-    found.iter().map(diagnostic::sentence).collect::<Vec<_>>().join("; ")
 }

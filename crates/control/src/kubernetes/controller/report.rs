@@ -82,11 +82,11 @@ impl Reporter {
     /// Somebody who only looks at events is told too, once for each thing that is wrong.
     async fn complain(&self, resource: &Resource, object: &DynamicObject, conditions: &[Condition]) {
         let Some(complaint) = status::complaint(conditions) else { return };
-        let said_before = |known: &&Condition| {
+        let said_before = |known: &Condition| {
             (&known.type_, &known.status, &known.message)
                 == (&complaint.type_, &complaint.status, &complaint.message)
         };
-        if resource.conditions.iter().find(said_before).is_some() {
+        if resource.conditions.iter().any(said_before) {
             return;
         }
         let event = Event {

@@ -86,8 +86,7 @@ fn programmed(verdict: &Verdict) -> Said {
 #[must_use]
 pub fn cut(mut text: String, max: usize) -> String {
     if text.len() > max {
-        let end = (0..=max - 3).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
-        text.truncate(end);
+        text.truncate(text.floor_char_boundary(max - '…'.len_utf8()));
         text.push('…');
     }
     text

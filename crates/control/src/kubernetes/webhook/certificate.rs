@@ -8,7 +8,6 @@ use anyhow::Context as _;
 use prometheus::IntGauge;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls_pki_types::pem::PemObject as _;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
 /// How often files are looked at. The kubelet needs about a minute to bring a new Secret into a volume.
@@ -80,8 +79,7 @@ impl Files {
     /// If they can't be read, or do not fit.
     pub fn read(&self) -> anyhow::Result<CertifiedKey> {
         let chain = service::roots::from_file(&self.certificate)?;
-        let key = PrivateKeyDer::from_pem_file(&self.key)
-            .with_context(|| format!("could not read a private key from {}", self.key.display()))?;
+        let key = service::roots::key_from_file(&self.key)?;
         certified(chain, key).with_context(|| self.certificate.display().to_string())
     }
 

@@ -1,6 +1,5 @@
 //! Pods that are about to be created.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use kube::core::DynamicObject;
@@ -29,7 +28,7 @@ impl Injection {
     pub async fn answer(self, request: AdmissionRequest<DynamicObject>) -> AdmissionResponse {
         let begun = Instant::now();
         let namespace = request.namespace.as_deref().unwrap_or_default();
-        let Answer { response, outcome } = match self.labels(namespace).await {
+        let Answer { response, outcome } = match self.namespaces.labels(namespace).await {
             Ok(labels) => admission::answer(&request, &labels, &self.settings.borrow().clone()),
             Err(error) => {
                 tracing::error!(namespace, "the labels of a namespace are not known: {error:#}");
@@ -43,10 +42,6 @@ impl Injection {
         self.metrics.decided(outcome, request.dry_run, begun.elapsed());
         record(&request, &response, outcome);
         response
-    }
-
-    async fn labels(&self, namespace: &str) -> anyhow::Result<BTreeMap<String, String>> {
-        self.namespaces.labels(namespace).await
     }
 }
 

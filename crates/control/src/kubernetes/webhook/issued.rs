@@ -1,6 +1,7 @@
 //! A certificate that the webhook issues for itself: kept in a Secret, so that all replicas have the same CA, and made
 //! known to the API server through the `caBundle` of its webhook configurations.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use k8s_openapi::api::admissionregistration::v1::{
 use k8s_openapi::api::core::v1::Secret;
 use kube::api::{ObjectMeta, Patch, PostParams};
 use kube::{Api, Client, ResourceExt as _};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use super::certificate::Shown;
@@ -122,28 +124,43 @@ impl Issued {
 
     /// Has the API server verify by this bundle. A configuration that is not there yet is found at a later look.
     async fn publish(&self, bundle: &str) -> anyhow::Result<()> {
-        let encoded = base64::engine::general_purpose::STANDARD.encode(bundle);
         let name = &self.configuration;
-        if let Some(found) = self.mutating.get_opt(name).await.context("MutatingWebhookConfiguration")? {
+        bring(&self.mutating, name, bundle, "pods", |found| {
             let hooks = found.webhooks.iter().flatten();
-            let patch =
-                patch(hooks.map(|hook| (&*hook.name, &hook.client_config.ca_bundle)), bundle, &encoded);
-            if let Some(patch) = patch {
-                self.mutating.patch(name, &Default::default(), &patch).await.context("caBundle")?;
-                tracing::info!(configuration = found.name_any(), "caBundle is current, for pods");
-            }
-        }
-        if let Some(found) = self.validating.get_opt(name).await.context("ValidatingWebhookConfiguration")? {
+            hooks.map(|hook| (&*hook.name, &hook.client_config.ca_bundle)).collect()
+        })
+        .await?;
+        bring(&self.validating, name, bundle, "resources", |found| {
             let hooks = found.webhooks.iter().flatten();
-            let patch =
-                patch(hooks.map(|hook| (&*hook.name, &hook.client_config.ca_bundle)), bundle, &encoded);
-            if let Some(patch) = patch {
-                self.validating.patch(name, &Default::default(), &patch).await.context("caBundle")?;
-                tracing::info!(configuration = found.name_any(), "caBundle is current, for resources");
-            }
-        }
-        Ok(())
+            hooks.map(|hook| (&*hook.name, &hook.client_config.ca_bundle)).collect()
+        })
+        .await
     }
+}
+
+/// A configuration's webhooks: their names, and the bundles by which they are verified.
+type Hooks<K> = fn(&K) -> Vec<(&str, &Option<ByteString>)>;
+
+/// Brings the bundle into a configuration, if there is one.
+async fn bring<K>(
+    api: &Api<K>,
+    name: &str,
+    bundle: &str,
+    what_for: &str,
+    hooks: Hooks<K>,
+) -> anyhow::Result<()>
+where
+    K: kube::Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    let Some(found) = api.get_opt(name).await.with_context(|| K::kind(&()).into_owned())? else {
+        return Ok(());
+    };
+    let encoded = base64::engine::general_purpose::STANDARD.encode(bundle);
+    if let Some(patch) = patch(hooks(&found).into_iter(), bundle, &encoded) {
+        api.patch(name, &Default::default(), &patch).await.context("caBundle")?;
+        tracing::info!(configuration = found.name_any(), "caBundle is current, for {what_for}");
+    }
+    Ok(())
 }
 
 /// What brings the bundle into those webhooks that have another one; each is named, so that nothing is written into

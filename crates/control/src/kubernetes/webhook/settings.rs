@@ -241,11 +241,8 @@ impl Settings {
 
     /// Egress mode of namespaces that say nothing.
     #[must_use]
-    pub const fn egress_mode(&self) -> model::slice::Egress {
-        match self.egress {
-            Egress::Observe => model::slice::Egress::Observe,
-            Egress::Enforce => model::slice::Egress::Enforce,
-        }
+    pub fn egress_mode(&self) -> model::slice::Egress {
+        self.egress.into()
     }
 
     fn resources(&self) -> Value {
