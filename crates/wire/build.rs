@@ -10,7 +10,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .btree_map(".")
         // Sent by every call, and not copied for it.
-        .bytes("countersign.v1.ReportRequest.payloads")
+        .bytes("countersign.v1.ReportRequest.records")
+        .bytes("countersign.v1.Shape.pieces")
+        .bytes("countersign.v1.ShapedRecord.parts")
         .compile_fds(descriptors)?;
     Ok(())
 }

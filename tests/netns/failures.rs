@@ -364,7 +364,7 @@ fn a_full_spool_stops_calls_that_need_a_credential_and_no_others() {
     billing.proxy().wait_until_ready().unwrap();
     assert_eq!(billing.payments(CHARGE).send().unwrap().status, 200);
     world.control().kill9();
-    // Events can't be delivered; a few thousand calls fill the spool.
+    // Events can't be delivered; some thousand calls fill the spool.
     let args = ["--pause-ms", "0", "--connections", "8"];
     let mut steady = billing.steady("fill", "/v1/charges/{id}", &args).unwrap();
     steady.wait_for(503, 1, Duration::from_secs(60)).unwrap();
@@ -447,7 +447,7 @@ fn with_on_full_drop_calls_go_on_and_the_gap_is_an_event() {
     world.control().kill9();
     let args = ["--pause-ms", "0", "--connections", "8"];
     let mut steady = billing.steady("fill", "/v1/charges/{id}", &args).unwrap();
-    steady.wait_for(200, 4000, Duration::from_secs(60)).unwrap();
+    steady.wait_for(200, 9000, Duration::from_secs(90)).unwrap();
     let calls = steady.finish().unwrap();
     assert!(calls.iter().all(|made| made.status == 200), "{:?}", tests::workload::tally(&calls));
     world.control().restart().unwrap();

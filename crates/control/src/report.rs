@@ -55,7 +55,7 @@ async fn take(
     bound: &mut HashSet<String>,
 ) -> Result<Vec<(String, u64)>, Failure> {
     let malformed = |what: &str| Failure::new(Code::ChainBroken, format!("the report's {what} is not one"));
-    if request.payloads.len() > BATCH_MAX {
+    if request.records.len() > BATCH_MAX {
         return Err(malformed("size"));
     }
     if !bound.contains(&request.stream) {

@@ -49,14 +49,26 @@ pub struct Record {
 /// Computes a record's hash. Lengths go in with the fields, so that no two records have the same input.
 #[must_use]
 pub fn chain(previous: &Hash, stream: &str, sequence: u64, payload: &[u8]) -> Hash {
+    chain_of_pieces(previous, stream, sequence, payload.len(), [payload])
+}
+
+/// The same, for a payload of this length that is there in pieces.
+#[must_use]
+pub fn chain_of_pieces<'a>(
+    previous: &Hash,
+    stream: &str,
+    sequence: u64,
+    length: usize,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> Hash {
     let mut hasher = Sha256::new();
     hasher.update(b"countersign audit v1\0");
     hasher.update(previous.0);
     hasher.update((stream.len() as u64).to_be_bytes());
     hasher.update(stream.as_bytes());
     hasher.update(sequence.to_be_bytes());
-    hasher.update((payload.len() as u64).to_be_bytes());
-    hasher.update(payload);
+    hasher.update((length as u64).to_be_bytes());
+    pieces.into_iter().for_each(|piece| hasher.update(piece));
     Hash(hasher.finalize().into())
 }
 

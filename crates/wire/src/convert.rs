@@ -18,6 +18,7 @@ use model::{Attestation, Caller, Destination, Injection, UnixMillis, Version};
 use prost::Message as _;
 use sha2::{Digest, Sha256};
 
+use crate::payload::{self, Shapes};
 use crate::v1;
 
 /// A field that is missing or has a value that it can't have.
@@ -488,10 +489,12 @@ impl TryFrom<v1::ReportRequest> for Vec<Record> {
     type Error = Invalid;
 
     fn try_from(report: v1::ReportRequest) -> Result<Self> {
+        let shapes = Shapes::new(report.shapes)?;
         let mut previous = hash(&report.previous, "previous")?;
-        let mut records = Self::with_capacity(report.payloads.len());
-        for (sequence, payload) in (report.first..).zip(&report.payloads) {
-            let record = Record::after(previous, &report.stream, sequence, payload.to_vec());
+        let mut records = Self::with_capacity(report.records.len());
+        for (sequence, record) in (report.first..).zip(report.records) {
+            let payload = payload::read(record, |number| shapes.find(number))?;
+            let record = Record::after(previous, &report.stream, sequence, payload);
             previous = record.hash;
             records.push(record);
         }
@@ -618,21 +621,25 @@ mod tests {
 
     #[test]
     fn a_report_has_its_records_and_one_that_was_changed_has_none() {
+        let part = |part: &'static [u8], shape| v1::ShapedRecord { shape, parts: vec![part.into()] };
         let report = || v1::ReportRequest {
             stream: "proxy/a".to_owned(),
             first: 7,
             previous: vec![1; 32],
-            payloads: vec![vec![b'a'].into(), vec![b'b'].into()],
+            shapes: vec![v1::Shape { number: 3, pieces: vec![b"<"[..].into(), b">"[..].into()] }],
+            records: [part(b"a", 0), part(b"b", 3)].map(|record| record.encode_to_vec().into()).to_vec(),
             hash: Vec::new(),
         };
         let first = Record::after(Hash([1; 32]), "proxy/a", 7, vec![b'a']);
-        let second = Record::after(first.hash, "proxy/a", 8, vec![b'b']);
+        let second = Record::after(first.hash, "proxy/a", 8, b"<b>".to_vec());
         let hash = second.hash.0.to_vec();
         let whole = v1::ReportRequest { hash: hash.clone(), ..report() };
         assert_eq!(Vec::<Record>::try_from(whole), Ok(vec![first, second]));
         let mut changed = v1::ReportRequest { hash, ..report() };
-        changed.payloads[0] = vec![b'c'].into();
-        assert_eq!(Vec::<Record>::try_from(changed), Err(Invalid("hash")));
+        changed.records[0] = part(b"c", 0).encode_to_vec().into();
+        assert_eq!(Vec::<Record>::try_from(changed.clone()), Err(Invalid("hash")));
+        changed.shapes.clear();
+        assert_eq!(Vec::<Record>::try_from(changed), Err(Invalid("records.shape")));
         assert!(Vec::<Record>::try_from(report()).is_err());
     }
 }

@@ -3,6 +3,7 @@
 //! The messages are what a stranger sent: nothing uses one before [`convert`] has made a domain type of it.
 
 pub mod convert;
+pub mod payload;
 pub mod status;
 
 /// `countersign.v1`, generated from `proto/`.

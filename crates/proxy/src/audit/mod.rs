@@ -17,6 +17,7 @@ use prometheus::{IntCounter, IntGauge, Registry};
 use tokio::sync::Notify;
 
 use crate::worker::now;
+use line::Line;
 use segment::Run;
 use spool::{Kind, Spool};
 
@@ -93,14 +94,14 @@ impl Audit {
         let unwritable = |e| Failure::new(Code::SpoolFull, "an event could not be written").because(e);
         let time = now();
         let payload = serde_json::to_vec(&Event { time, what }).map_err(unwritable)?;
-        self.append(&payload, Kind::Alone, time)?;
+        self.append(&Line::whole(&payload), Kind::Alone, time)?;
         Ok(())
     }
 
     /// The event's number; `None` if it was dropped because there is no room, which the configuration then allows.
-    fn append(&self, payload: &[u8], kind: Kind, time: UnixMillis) -> Result<Option<u64>, Failure> {
+    fn append(&self, event: &Line, kind: Kind, time: UnixMillis) -> Result<Option<u64>, Failure> {
         let mut spool = self.0.spool();
-        match spool.append(payload, kind, time) {
+        match spool.append(event, kind, time) {
             Ok(number) => {
                 drop(spool);
                 self.0.written.notify_one();

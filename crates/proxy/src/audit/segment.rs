@@ -6,28 +6,44 @@
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::{Advice, MmapMut};
-use model::audit::{Hash, Record, chain};
+use model::audit::{Hash, Record, chain_of_pieces};
+use prost::Message as _;
+use wire::{payload, v1};
 
-/// Size of a segment. Small enough that an idle spool costs little, large enough for some thousand calls.
+use super::line::Line;
+
+/// Size of a segment. Small enough that an idle spool costs little, large enough for six thousand calls.
 pub const SEGMENT_BYTES: usize = 1 << 20;
 
-const MAGIC: &[u8; 8] = b"CSSPOOL2";
+const MAGIC: &[u8; 8] = b"CSSPOOL3";
 
 /// Magic, first sequence, hash of the record before it.
 const HEADER_BYTES: usize = 8 + 8 + 32;
 
-/// Length and hash before each payload. The hash is the record's link of the chain, so that it is computed once, when
-/// the record is written, and not again for each delivery.
-const RECORD_HEADER_BYTES: usize = 4 + 32;
+/// Length and hash before each entry, which is a record or a shape, as [`wire::payload`] has them. The hash is the
+/// record's link of the chain, so that it is computed once, when the record is written, and not again for each delivery.
+/// A shape, which is no link, has that of the record before it.
+const ENTRY_HEADER_BYTES: usize = 4 + 32;
+
+/// Marks a shape in the length.
+const SHAPE: u32 = 1 << 31;
+
+/// Shapes of a segment. Those of calls that differ in more than what is their own come one after the other, and what
+/// finds no shape is written in full. Their numbers are one byte of a record.
+const SHAPES_MAX: usize = 32;
 
 /// Pages that are asked for ahead: those of about a hundred calls.
-const AHEAD_BYTES: usize = 64 << 10;
+const AHEAD_BYTES: usize = 16 << 10;
+
+/// What a run's records take up, about: as much as the allocator keeps at hand.
+const RUN_BYTES: usize = 96 << 10;
 
 /// A segment that is open.
 pub struct Segment {
@@ -39,6 +55,8 @@ pub struct Segment {
     end: usize,
     next: u64,
     hash: Hash,
+    /// By their numbers, which begin with 1.
+    shapes: Vec<v1::Shape>,
     /// The kernel was asked for the pages up to here.
     populated: usize,
     /// Where reading went on last: the next number, its offset, and the hash of the record before it.
@@ -46,16 +64,20 @@ pub struct Segment {
 }
 
 /// Records that follow each other.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Run {
     /// The number of the first.
     pub first: u64,
     /// The hash of the record before it.
     pub previous: Hash,
-    /// What is in them.
-    pub payloads: Vec<Bytes>,
+    /// What is in them, each as the encoding of a [`v1::ShapedRecord`].
+    pub records: Vec<Bytes>,
+    /// What those name.
+    pub shapes: Vec<v1::Shape>,
     /// The hash of the last.
     pub hash: Hash,
+    /// Whether it ended because it was long enough.
+    pub full: bool,
 }
 
 /// What a scan of a segment found.
@@ -90,6 +112,7 @@ impl Segment {
             end: HEADER_BYTES,
             next: first,
             hash: previous,
+            shapes: Vec::new(),
             populated: 0,
             read: Cell::new((first, HEADER_BYTES, previous)),
         })
@@ -123,6 +146,7 @@ impl Segment {
             end: HEADER_BYTES,
             next: first,
             hash: previous,
+            shapes: Vec::new(),
             populated: 0,
             read: Cell::new((first, HEADER_BYTES, previous)),
         };
@@ -132,15 +156,17 @@ impl Segment {
 
     fn scan(&mut self, stream: &str) -> Scanned {
         let mut records = Vec::new();
-        while let Some((payload, hash)) = record_at(&self.map, self.end) {
-            let record = Record::after(self.hash, stream, self.next, payload.to_vec());
-            if record.hash != hash {
-                break;
+        while let Some(entry) = entry_at(&self.map, self.end) {
+            if entry.is_shape {
+                let Some(shape) = self.shape_of(&entry) else { break };
+                self.shapes.push(shape);
+            } else {
+                let Some(record) = self.record_of(&entry, stream) else { break };
+                self.next += 1;
+                self.hash = record.hash;
+                records.push(record);
             }
-            self.end += RECORD_HEADER_BYTES + record.payload.len();
-            self.next += 1;
-            self.hash = record.hash;
-            records.push(record);
+            self.end = entry.end;
         }
         let torn = self.map[self.end..].iter().any(|byte| *byte != 0);
         if torn {
@@ -150,21 +176,76 @@ impl Segment {
         Scanned { records, torn }
     }
 
-    /// Appends a payload; `None` if it does not fit any more.
-    pub fn append(&mut self, stream: &str, payload: &[u8]) -> Option<u64> {
-        let length = u32::try_from(payload.len()).ok()?;
-        let start = self.end + RECORD_HEADER_BYTES;
-        let end = start.checked_add(payload.len()).filter(|end| *end <= self.map.len())?;
-        self.populate(end);
-        let hash = chain(&self.hash, stream, self.next, payload);
-        self.map[start..end].copy_from_slice(payload);
-        self.map[self.end + 4..start].copy_from_slice(&hash.0);
-        // The length makes it a record, so it is written last.
-        self.map[self.end..self.end + 4].copy_from_slice(&length.to_le_bytes());
+    /// The shape that an entry at the end is, if it is one that this segment's records may name.
+    fn shape_of(&self, entry: &Entry<'_>) -> Option<v1::Shape> {
+        let shape = v1::Shape::decode(entry.bytes).ok()?;
+        let follows = shape.number as usize == self.shapes.len() + 1 && self.shapes.len() < SHAPES_MAX;
+        (follows && entry.hash == self.hash).then_some(shape)
+    }
+
+    /// The record that an entry at the end is, if it follows the one before.
+    fn record_of(&self, entry: &Entry<'_>, stream: &str) -> Option<Record> {
+        let find = |number: u32| self.shapes.get((number as usize).checked_sub(1)?);
+        let payload = payload::read(Bytes::copy_from_slice(entry.bytes), find).ok()?;
+        Some(Record::after(self.hash, stream, self.next, payload)).filter(|record| record.hash == entry.hash)
+    }
+
+    /// Appends an event; `None` if it does not fit any more.
+    pub fn append(&mut self, stream: &str, line: &Line) -> Option<u64> {
+        match self.number_of(line) {
+            0 if !line.is_whole() => self.append(stream, &Line::whole(&line.payload())),
+            number => self.append_record(stream, line, number),
+        }
+    }
+
+    fn append_record(&mut self, stream: &str, line: &Line, number: u8) -> Option<u64> {
+        let place = self.place(line.record().len())?;
+        let hash = chain_of_pieces(&self.hash, stream, self.next, line.length(), line.slices());
+        self.map[place.clone()].copy_from_slice(line.record());
+        self.map[place.start + payload::RECORD_BEGIN.len() - 1] = number;
+        self.enter(place, 0, hash);
         self.hash = hash;
-        self.end = end;
         self.next += 1;
         Some(self.next - 1)
+    }
+
+    /// The number of a line's shape, which gets one if it has none; 0 if it has to go without.
+    fn number_of(&mut self, line: &Line) -> u8 {
+        // The last first: it has the newest credential in it.
+        let known = self.shapes.iter().rposition(|shape| line.has(shape));
+        let index = known.or_else(|| self.append_shape(line));
+        index.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(0)
+    }
+
+    fn append_shape(&mut self, line: &Line) -> Option<usize> {
+        let index = self.shapes.len();
+        if !line.may_have_shape() || index == SHAPES_MAX {
+            return None;
+        }
+        let shape = line.shape(u32::try_from(index + 1).ok()?);
+        let bytes = shape.encode_to_vec();
+        let place = self.place(bytes.len())?;
+        self.map[place.clone()].copy_from_slice(&bytes);
+        self.enter(place, SHAPE, self.hash);
+        self.shapes.push(shape);
+        Some(index)
+    }
+
+    /// Where the next entry's bytes belong; `None` if so many have no room any more.
+    fn place(&mut self, length: usize) -> Option<Range<usize>> {
+        let start = self.end + ENTRY_HEADER_BYTES;
+        let end = start.checked_add(length).filter(|end| *end <= self.map.len())?;
+        self.populate(end);
+        Some(start..end)
+    }
+
+    /// Makes an entry of the bytes in this place.
+    fn enter(&mut self, place: Range<usize>, mark: u32, hash: Hash) {
+        self.map[self.end + 4..place.start].copy_from_slice(&hash.0);
+        // The length makes it an entry, so it is written last. It is less than a segment.
+        let length = place.len() as u32 | mark;
+        self.map[self.end..self.end + 4].copy_from_slice(&length.to_le_bytes());
+        self.end = place.end;
     }
 
     /// Asks the kernel for the pages up to `end` and some more at once: each first touch of a page would cost a fault.
@@ -180,28 +261,31 @@ impl Segment {
     /// The records after `sequence`, at most `limit`; `None` if there are none.
     pub fn run_after(&self, sequence: u64, limit: usize) -> Option<Run> {
         let kept = Some(self.read.get()).filter(|(next, _, _)| *next <= sequence + 1);
-        let (mut next, mut at, mut hash) = kept.unwrap_or((self.first, HEADER_BYTES, self.previous));
-        let step = |next: &mut u64, at: &mut usize, hash: &mut Hash| {
-            let (payload, own) = record_at(&self.map, *at).filter(|_| *next < self.next)?;
-            let begin = *at + RECORD_HEADER_BYTES;
-            (*next, *at, *hash) = (*next + 1, begin + payload.len(), own);
-            Some(begin..*at)
-        };
-        while next <= sequence {
-            step(&mut next, &mut at, &mut hash)?;
+        let mut reader = Reader::new(&self.map[..self.end], kept.unwrap_or(self.beginning()));
+        while reader.next <= sequence {
+            reader.step()?;
         }
-        let (first, begin, previous) = (next, at, hash);
-        let mut places = Vec::with_capacity(limit);
+        let (first, begin, previous) = (reader.next, reader.at, reader.hash);
+        let (mut places, mut named) = (Vec::with_capacity(limit), 0_u64);
         while places.len() < limit
-            && let Some(place) = step(&mut next, &mut at, &mut hash)
+            && reader.at - begin < RUN_BYTES
+            && let Some(place) = reader.step()
         {
+            named |= 1 << self.map[place.start + payload::RECORD_BEGIN.len() - 1];
             places.push(place);
         }
-        self.read.set((next, at, hash));
+        self.read.set((reader.next, reader.at, reader.hash));
         // Copied once, as it lies there.
-        let whole = Bytes::copy_from_slice(&self.map[begin..at]);
-        let payloads = places.into_iter().map(|place| whole.slice(place.start - begin..place.end - begin));
-        (next > first).then(|| Run { first, previous, payloads: payloads.collect(), hash })
+        let whole = Bytes::copy_from_slice(&self.map[begin..reader.at]);
+        let record = |place: Range<usize>| whole.slice(place.start - begin..place.end - begin);
+        let shapes = self.shapes.iter().filter(|shape| named & 1 << shape.number != 0).cloned().collect();
+        let records: Vec<_> = places.into_iter().map(record).collect();
+        let full = reader.at < self.end;
+        (!records.is_empty()).then(|| Run { first, previous, records, shapes, hash: reader.hash, full })
+    }
+
+    const fn beginning(&self) -> (u64, usize, Hash) {
+        (self.first, HEADER_BYTES, self.previous)
     }
 
     /// The number of its first record.
@@ -233,16 +317,49 @@ impl Segment {
     }
 }
 
-/// The payload and the hash of the record that begins at an offset, if there is one.
-fn record_at(map: &[u8], at: usize) -> Option<(&[u8], Hash)> {
-    let header = map.get(at..at + RECORD_HEADER_BYTES)?;
-    let length = u32::from_le_bytes(header[..4].try_into().ok()?) as usize;
-    if length == 0 {
-        return None;
+/// Goes from record to record.
+struct Reader<'a> {
+    map: &'a [u8],
+    next: u64,
+    at: usize,
+    hash: Hash,
+}
+
+impl<'a> Reader<'a> {
+    const fn new(map: &'a [u8], (next, at, hash): (u64, usize, Hash)) -> Self {
+        Self { map, next, at, hash }
     }
-    let start = at + RECORD_HEADER_BYTES;
-    let payload = map.get(start..start.checked_add(length)?)?;
-    Some((payload, Hash(header[4..].try_into().ok()?)))
+
+    /// Where the next record's bytes are.
+    fn step(&mut self) -> Option<Range<usize>> {
+        loop {
+            let entry = entry_at(self.map, self.at)?;
+            self.at = entry.end;
+            if !entry.is_shape {
+                self.next += 1;
+                self.hash = entry.hash;
+                return Some(entry.end - entry.bytes.len()..entry.end);
+            }
+        }
+    }
+}
+
+/// What is between two lengths.
+struct Entry<'a> {
+    is_shape: bool,
+    hash: Hash,
+    bytes: &'a [u8],
+    end: usize,
+}
+
+/// The entry that begins at an offset, if there is one.
+fn entry_at(map: &[u8], at: usize) -> Option<Entry<'_>> {
+    let start = at + ENTRY_HEADER_BYTES;
+    let header = map.get(at..start)?;
+    let length = u32::from_le_bytes(header[..4].try_into().ok()?);
+    let end = start.checked_add((length & !SHAPE) as usize)?;
+    let bytes = map.get(start..end).filter(|bytes| !bytes.is_empty())?;
+    Some(Entry { is_shape: length & SHAPE != 0, hash: Hash(header[4..].try_into().ok()?), bytes, end })
 }
 
 #[expect(

@@ -12,7 +12,7 @@ use model::audit::{CallResult, Event, Gap, Hash, Record, What};
 use model::{DecisionId, UnixMillis};
 use rustix::fs::FlockOperation;
 
-use super::line;
+use super::line::{self, Line};
 use super::segment::{Run, SEGMENT_BYTES, Segment};
 
 /// The spool, held by one proxy.
@@ -26,7 +26,7 @@ pub struct Spool {
     segments_max: usize,
     dropped: u64,
     /// Outcomes that found no room; written as soon as everything before them is stored elsewhere.
-    deferred: VecDeque<(Vec<u8>, Option<u64>)>,
+    deferred: VecDeque<(Line, Option<u64>)>,
     _lock: File,
 }
 
@@ -99,10 +99,8 @@ impl Spool {
             self.segments.push_back(Segment::create(&self.directory, 1, Hash::default())?);
         }
         self.acknowledged = self.segments[0].first() - 1;
-        let alone = |what| serde_json::to_vec(&Event { time: now, what });
         if torn {
-            let gap = Gap { count: None, reason: "torn_tail".into() };
-            self.append_within(&alone(What::Gap(gap))?, usize::MAX)?;
+            self.append_within(&gap(now, None, "torn_tail")?, usize::MAX)?;
         }
         self.open = orphans.0.values().flatten().copied().collect();
         for (decision, intents) in orphans.0 {
@@ -119,14 +117,13 @@ impl Spool {
     ///
     /// # Errors
     /// [`Full`] if the spool has no room: one segment is kept for the outcomes of what is open.
-    pub fn append(&mut self, payload: &[u8], kind: Kind, now: UnixMillis) -> Result<u64, Full> {
+    pub fn append(&mut self, event: &Line, kind: Kind, now: UnixMillis) -> Result<u64, Full> {
         if self.dropped > 0 {
-            let gap = Gap { count: Some(self.dropped), reason: "spool_full".to_owned() };
-            let gap = serde_json::to_vec(&Event { time: now, what: What::Gap(gap) }).map_err(|_| Full)?;
+            let gap = gap(now, Some(self.dropped), "spool_full").map_err(|_| Full)?;
             self.append_within(&gap, self.segments_max - 1).map_err(|_| Full)?;
             self.dropped = 0;
         }
-        let sequence = self.append_within(payload, self.segments_max - 1).map_err(|_| Full)?;
+        let sequence = self.append_within(event, self.segments_max - 1).map_err(|_| Full)?;
         if kind == Kind::Intent {
             self.open.insert(sequence);
         }
@@ -136,9 +133,9 @@ impl Spool {
     /// Appends the outcome of the intent with this number; uses the segment that is kept for it. If even that is full,
     /// the outcome waits for room: until it is written its intent keeps its segment. There are no more of them than
     /// calls were open when the spool filled up.
-    pub fn append_outcome(&mut self, payload: Vec<u8>, intent: Option<u64>) {
-        if self.append_within(&payload, self.segments_max).is_err() {
-            self.deferred.push_back((payload, intent));
+    pub fn append_outcome(&mut self, outcome: Line, intent: Option<u64>) {
+        if self.append_within(&outcome, self.segments_max).is_err() {
+            self.deferred.push_back((outcome, intent));
         } else if let Some(intent) = intent {
             self.open.remove(&intent);
         }
@@ -147,10 +144,10 @@ impl Spool {
     fn write_deferred(&mut self) {
         // Everything so far is stored elsewhere, so what this takes beyond the bound is given back at once.
         while self.acknowledged == self.last()
-            && let Some((payload, intent)) = self.deferred.pop_front()
+            && let Some((outcome, intent)) = self.deferred.pop_front()
         {
-            if self.append_within(&payload, usize::MAX).is_err() {
-                self.deferred.push_front((payload, intent));
+            if self.append_within(&outcome, usize::MAX).is_err() {
+                self.deferred.push_front((outcome, intent));
                 return;
             }
             if let Some(intent) = intent {
@@ -164,13 +161,13 @@ impl Spool {
         self.dropped += 1;
     }
 
-    fn append_within(&mut self, payload: &[u8], segments_max: usize) -> io::Result<u64> {
+    fn append_within(&mut self, event: &Line, segments_max: usize) -> io::Result<u64> {
         // The kept segment is for those whom it is kept for.
         if self.segments.len() > segments_max {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let current = self.segments.back_mut().ok_or(io::ErrorKind::NotFound)?;
-        if let Some(sequence) = current.append(&self.stream, payload) {
+        if let Some(sequence) = current.append(&self.stream, event) {
             return Ok(sequence);
         }
         let (next, hash) = (current.next(), current.hash());
@@ -178,7 +175,7 @@ impl Spool {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let mut fresh = Segment::create(&self.directory, next, hash)?;
-        let sequence = fresh.append(&self.stream, payload).ok_or(io::ErrorKind::FileTooLarge)?;
+        let sequence = fresh.append(&self.stream, event).ok_or(io::ErrorKind::FileTooLarge)?;
         self.segments.push_back(fresh);
         self.acknowledge(self.acknowledged);
         Ok(sequence)
@@ -261,6 +258,12 @@ impl Spool {
     }
 }
 
+/// The event that events are missing.
+fn gap(now: UnixMillis, count: Option<u64>, reason: &str) -> serde_json::Result<Line> {
+    let what = What::Gap(Gap { count, reason: reason.to_owned() });
+    Ok(Line::whole(&serde_json::to_vec(&Event { time: now, what })?))
+}
+
 /// The intents without outcome in what an earlier life has written. A call that was made a second time has two.
 #[derive(Default)]
 struct Orphans(HashMap<DecisionId, VecDeque<u64>>);
@@ -307,7 +310,7 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1_795_514_400_000);
 
-    fn event(decision: u64, size: usize) -> Vec<u8> {
+    fn event(decision: u64, size: usize) -> Line {
         json(Event {
             time: NOW,
             what: What::Passed(Passed {
@@ -322,20 +325,20 @@ mod tests {
         })
     }
 
-    fn json(event: Event) -> Vec<u8> {
-        serde_json::to_vec(&event).unwrap()
+    fn json(event: Event) -> Line {
+        Line::whole(&serde_json::to_vec(&event).unwrap())
     }
 
     /// Appends an event that stands alone.
-    fn append(spool: &mut Spool, payload: &[u8]) -> Result<u64, Full> {
-        spool.append(payload, Kind::Alone, NOW)
+    fn append(spool: &mut Spool, event: &Line) -> Result<u64, Full> {
+        spool.append(event, Kind::Alone, NOW)
     }
 
     fn append_intent(spool: &mut Spool, decision: u64) -> Result<u64, Full> {
         spool.append(&intent(decision), Kind::Intent, NOW)
     }
 
-    fn intent(decision: u64) -> Vec<u8> {
+    fn intent(decision: u64) -> Line {
         json(Event {
             time: NOW,
             what: What::Intent(model::audit::Intent {
@@ -362,8 +365,10 @@ mod tests {
             let after = records.last().map_or(spool.first() - 1, |record| record.sequence);
             let Some(run) = spool.run_after(after, 100) else { return records };
             let (mut previous, last) = (run.previous, run.hash);
-            for (sequence, payload) in (run.first..).zip(run.payloads) {
-                records.push(Record::after(previous, spool.stream(), sequence, payload.to_vec()));
+            let find = |number| run.shapes.iter().find(|shape| shape.number == number);
+            for (sequence, record) in (run.first..).zip(run.records) {
+                let payload = wire::payload::read(record, find).unwrap();
+                records.push(Record::after(previous, spool.stream(), sequence, payload));
                 previous = records.last().unwrap().hash;
             }
             assert_eq!(previous, last, "the spool has kept the same hashes");
@@ -433,6 +438,28 @@ mod tests {
     }
 
     #[test]
+    fn a_torn_shape_takes_its_records_with_it_and_is_told() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        let outcome = |n| line::outcome(NOW, &line::ended(DecisionId(n), CallResult::Completed));
+        append(&mut spool, &event(1, 100)).unwrap();
+        (0..3).for_each(|n| spool.append_outcome(outcome(n), None));
+        drop(spool);
+        let path = directory.path().join("00000000000000000001.spool");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let position = bytes.windows(9).position(|window| window == b"completed").unwrap();
+        bytes[position] = b'C';
+        std::fs::write(&path, bytes).unwrap();
+        let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        spool.append_outcome(outcome(7), None);
+        let records = all(&spool);
+        assert!(whole(&records));
+        let reads = |record: &Record| serde_json::from_slice::<Event>(&record.payload).unwrap().what;
+        assert!(matches!(reads(&records[1]), What::Gap(Gap { ref reason, .. }) if reason == "torn_tail"));
+        assert_eq!((records.len(), &records[2].payload), (3, &outcome(7).payload()));
+    }
+
+    #[test]
     fn a_full_spool_refuses_but_outcomes_still_fit() {
         let directory = tempfile::tempdir().unwrap();
         let mut spool = Spool::open(directory.path(), 2 << 20, NOW).unwrap();
@@ -441,6 +468,8 @@ mod tests {
         while append(&mut spool, &event(count, 1000)).is_ok() {
             count += 1;
         }
+        // Nor for small ones.
+        while append(&mut spool, &event(count, 1)).is_ok() {}
         assert!(spool.is_full());
         spool.count_dropped();
         let outcome = Outcome {
@@ -500,6 +529,32 @@ mod tests {
             matches!(event.what, What::Outcome(Outcome { result: CallResult::Unknown, .. }))
         });
         assert!(!unknown, "every outcome was written");
+    }
+
+    #[test]
+    fn what_calls_have_in_common_is_stored_once_and_read_back_in_every_run() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        // More kinds of outcome than a segment has shapes for, so that some are written in full.
+        let outcome = |n: u64| {
+            let completed = line::ended(DecisionId(n), CallResult::Completed);
+            line::outcome(NOW, &Outcome { status: Some(200 + (n % 50) as u16), bytes_down: n, ..completed })
+        };
+        for n in 0..12_000 {
+            spool.append_outcome(outcome(n), None);
+        }
+        drop(spool);
+        let mut spool = Spool::open(directory.path(), 8 << 20, NOW).unwrap();
+        for n in 12_000..13_000 {
+            spool.append_outcome(outcome(n), None);
+        }
+        let records = all(&spool);
+        assert!(whole(&records) && spool.segments.len() > 1);
+        assert_eq!(records.len(), 13_000);
+        assert!((0..).zip(&records).all(|(n, record)| record.payload == outcome(n).payload()));
+        let run = spool.run_after(5_000, 40).unwrap();
+        assert_eq!((run.first, run.records.len(), run.full), (5_001, 40, true));
+        assert!(run.shapes.len() < 40, "only those that its records name");
     }
 
     #[test]

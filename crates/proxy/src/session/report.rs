@@ -10,8 +10,8 @@ use wire::v1::control_plane_client::ControlPlaneClient;
 
 use crate::audit::Audit;
 
-/// Events in one message: as many as fit into what the allocator keeps at hand. The control plane takes more.
-const BATCH: usize = 256;
+/// Events in one message: as many as the control plane takes.
+const BATCH: usize = 1024;
 
 /// After fewer than that, more are waited for: a busy proxy would send a message for each event otherwise.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -31,19 +31,19 @@ pub async fn run(audit: &Audit, mut client: ControlPlaneClient<Channel>) -> Resu
         let mut sent = sending.before_first();
         loop {
             let run = sending.run_after(sent, BATCH).await;
-            let pause = run.payloads.len() < BATCH;
-            sent = run.first + run.payloads.len() as u64 - 1;
+            sent = run.first + run.records.len() as u64 - 1;
             let request = v1::ReportRequest {
                 stream: sending.stream(),
                 first: run.first,
                 previous: run.previous.0.to_vec(),
-                payloads: run.payloads,
+                shapes: run.shapes,
+                records: run.records,
                 hash: run.hash.0.to_vec(),
             };
             if requests.send(request).await.is_err() {
                 return;
             }
-            if pause {
+            if !run.full {
                 tokio::time::sleep(PAUSE).await;
             }
         }
