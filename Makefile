@@ -13,6 +13,7 @@ test: tools clients kubernetes helm lint build deny ## Everything that a change 
 	.ci/gen --check
 	@[ "$$(id -u)" = 0 ] && deploy/images dev || [ "$$(id -u)" != 0 ]
 	tests/fuzz/run 5
+	.ci/last-release
 	.ci/summary cargo test --workspace --no-fail-fast
 
 tools:

@@ -6,3 +6,4 @@ mod architecture;
 mod chart;
 mod injection;
 mod promises;
+mod wire;
