@@ -206,8 +206,12 @@ async fn count_bypasses(index: Arc<Index>, gauge: prometheus::IntGauge) {
     }
 }
 
+/// What a proxy may send in one frame, in bytes: a full message of events, which is one write for it then and not four.
+const FRAME_BYTES: u32 = 128 << 10;
+
 fn configured() -> Server {
     Server::builder()
+        .max_frame_size(Some(FRAME_BYTES))
         .http2_keepalive_interval(Some(Duration::from_secs(20)))
         .http2_keepalive_timeout(Some(Duration::from_secs(20)))
         .max_concurrent_streams(Some(1024))

@@ -49,27 +49,43 @@ pub struct Record {
 /// Computes a record's hash. Lengths go in with the fields, so that no two records have the same input.
 #[must_use]
 pub fn chain(previous: &Hash, stream: &str, sequence: u64, payload: &[u8]) -> Hash {
-    chain_of_pieces(previous, stream, sequence, payload.len(), [payload])
+    let mut hasher = Sha256::new();
+    before_payload(previous, stream, sequence, payload.len(), |bytes| hasher.update(bytes));
+    hasher.update(payload);
+    Hash(hasher.finalize().into())
 }
 
-/// The same, for a payload of this length that is there in pieces.
-#[must_use]
-pub fn chain_of_pieces<'a>(
-    previous: &Hash,
-    stream: &str,
-    sequence: u64,
-    length: usize,
-    pieces: impl IntoIterator<Item = &'a [u8]>,
-) -> Hash {
-    let mut hasher = Sha256::new();
-    hasher.update(b"countersign audit v1\0");
-    hasher.update(previous.0);
-    hasher.update((stream.len() as u64).to_be_bytes());
-    hasher.update(stream.as_bytes());
-    hasher.update(sequence.to_be_bytes());
-    hasher.update((length as u64).to_be_bytes());
-    pieces.into_iter().for_each(|piece| hasher.update(piece));
-    Hash(hasher.finalize().into())
+/// What is hashed before the payload.
+fn before_payload(previous: &Hash, stream: &str, sequence: u64, length: usize, mut put: impl FnMut(&[u8])) {
+    put(b"countersign audit v1\0");
+    put(&previous.0);
+    put(&(stream.len() as u64).to_be_bytes());
+    put(stream.as_bytes());
+    put(&sequence.to_be_bytes());
+    put(&(length as u64).to_be_bytes());
+}
+
+/// [`chain`] for one who writes many records: of payloads that are there in pieces, in memory that it keeps.
+#[derive(Debug, Default)]
+pub struct Linker(Vec<u8>);
+
+impl Linker {
+    /// The hash of a record whose payload is what `write` appends.
+    pub fn link(
+        &mut self,
+        previous: &Hash,
+        stream: &str,
+        sequence: u64,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> Hash {
+        self.0.clear();
+        before_payload(previous, stream, sequence, 0, |bytes| self.0.extend_from_slice(bytes));
+        let begin = self.0.len();
+        write(&mut self.0);
+        let length = (self.0.len() - begin) as u64;
+        self.0[begin - 8..begin].copy_from_slice(&length.to_be_bytes());
+        Hash(Sha256::digest(&self.0).into())
+    }
 }
 
 impl Record {
@@ -417,6 +433,19 @@ mod tests {
         assert!(first.is_whole() && second.is_whole());
         second.payload[5] = b'2';
         assert!(!second.is_whole());
+    }
+
+    #[test]
+    fn a_linker_comes_to_the_same_hashes() {
+        let (mut linker, previous) = (Linker::default(), Hash([7; 32]));
+        for payload in ["{\"a\":1}", "", "longer than the one before it"] {
+            let (head, tail) = payload.as_bytes().split_at(payload.len() / 2);
+            let hash = linker.link(&previous, "proxy/a", 3, |out| {
+                out.extend_from_slice(head);
+                out.extend_from_slice(tail);
+            });
+            assert_eq!(hash, chain(&previous, "proxy/a", 3, payload.as_bytes()));
+        }
     }
 
     #[test]

@@ -99,7 +99,7 @@ impl Audit {
     }
 
     /// The event's number; `None` if it was dropped because there is no room, which the configuration then allows.
-    fn append(&self, event: &Line, kind: Kind, time: UnixMillis) -> Result<Option<u64>, Failure> {
+    fn append(&self, event: &Line<'_>, kind: Kind, time: UnixMillis) -> Result<Option<u64>, Failure> {
         let mut spool = self.0.spool();
         match spool.append(event, kind, time) {
             Ok(number) => {

@@ -13,11 +13,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use memmap2::{Advice, MmapMut};
-use model::audit::{Hash, Record, chain_of_pieces};
+use model::audit::{Hash, Linker, Record};
 use prost::Message as _;
 use wire::{payload, v1};
 
-use super::line::Line;
+use super::line::{Common, Line};
 
 /// Size of a segment. Small enough that an idle spool costs little, large enough for six thousand calls.
 pub const SEGMENT_BYTES: usize = 1 << 20;
@@ -39,6 +39,9 @@ const SHAPE: u32 = 1 << 31;
 /// finds no shape is written in full. Their numbers are one byte of a record.
 const SHAPES_MAX: usize = 32;
 
+/// Where a record has the number of its shape.
+const NUMBER_AT: usize = payload::RECORD_BEGIN.len() - 1;
+
 /// Pages that are asked for ahead: those of about a hundred calls.
 const AHEAD_BYTES: usize = 16 << 10;
 
@@ -56,11 +59,18 @@ pub struct Segment {
     next: u64,
     hash: Hash,
     /// By their numbers, which begin with 1.
-    shapes: Vec<v1::Shape>,
+    shapes: Vec<Shape>,
     /// The kernel was asked for the pages up to here.
     populated: usize,
     /// Where reading went on last: the next number, its offset, and the hash of the record before it.
     read: Cell<(u64, usize, Hash)>,
+}
+
+/// A shape of the records of a segment.
+struct Shape {
+    shape: v1::Shape,
+    /// Which events have it; `None` if an earlier life has written it.
+    common: Option<Common>,
 }
 
 /// Records that follow each other.
@@ -159,7 +169,7 @@ impl Segment {
         while let Some(entry) = entry_at(&self.map, self.end) {
             if entry.is_shape {
                 let Some(shape) = self.shape_of(&entry) else { break };
-                self.shapes.push(shape);
+                self.shapes.push(Shape { shape, common: None });
             } else {
                 let Some(record) = self.record_of(&entry, stream) else { break };
                 self.next += 1;
@@ -185,49 +195,60 @@ impl Segment {
 
     /// The record that an entry at the end is, if it follows the one before.
     fn record_of(&self, entry: &Entry<'_>, stream: &str) -> Option<Record> {
-        let find = |number: u32| self.shapes.get((number as usize).checked_sub(1)?);
+        let find = |number: u32| Some(&self.shapes.get((number as usize).checked_sub(1)?)?.shape);
         let payload = payload::read(Bytes::copy_from_slice(entry.bytes), find).ok()?;
         Some(Record::after(self.hash, stream, self.next, payload)).filter(|record| record.hash == entry.hash)
     }
 
     /// Appends an event; `None` if it does not fit any more.
-    pub fn append(&mut self, stream: &str, line: &Line) -> Option<u64> {
-        match self.number_of(line) {
-            0 if !line.is_whole() => self.append(stream, &Line::whole(&line.payload())),
-            number => self.append_record(stream, line, number),
+    pub fn append(&mut self, linker: &mut Linker, stream: &str, line: &Line<'_>) -> Option<u64> {
+        // The last first: it has the newest credential in it.
+        let has = |shape: &Shape| shape.common.as_ref().is_some_and(|common| line.has(common));
+        match self.shapes.iter().rposition(has).or_else(|| self.append_shape(line)) {
+            Some(index) => self.append_record(linker, stream, line, Some(index)),
+            None if line.is_whole() => self.append_record(linker, stream, line, None),
+            None => self.append_record(linker, stream, &line.to_whole(), None),
         }
     }
 
-    fn append_record(&mut self, stream: &str, line: &Line, number: u8) -> Option<u64> {
+    fn append_record(
+        &mut self,
+        linker: &mut Linker,
+        stream: &str,
+        line: &Line<'_>,
+        shape: Option<usize>,
+    ) -> Option<u64> {
         let place = self.place(line.record().len())?;
-        let hash = chain_of_pieces(&self.hash, stream, self.next, line.length(), line.slices());
+        let (number, pieces) = match shape {
+            Some(index) => (u8::try_from(index + 1).ok()?, &self.shapes[index].shape.pieces[..]),
+            None => (0, &[Bytes::new(), Bytes::new()][..]),
+        };
+        let write = |out: &mut Vec<u8>| line.put_payload(pieces, out);
+        let hash = linker.link(&self.hash, stream, self.next, write);
         self.map[place.clone()].copy_from_slice(line.record());
-        self.map[place.start + payload::RECORD_BEGIN.len() - 1] = number;
+        self.map[place.start + NUMBER_AT] = number;
         self.enter(place, 0, hash);
         self.hash = hash;
         self.next += 1;
         Some(self.next - 1)
     }
 
-    /// The number of a line's shape, which gets one if it has none; 0 if it has to go without.
-    fn number_of(&mut self, line: &Line) -> u8 {
-        // The last first: it has the newest credential in it.
-        let known = self.shapes.iter().rposition(|shape| line.has(shape));
-        let index = known.or_else(|| self.append_shape(line));
-        index.and_then(|index| u8::try_from(index + 1).ok()).unwrap_or(0)
-    }
-
-    fn append_shape(&mut self, line: &Line) -> Option<usize> {
+    /// Gives an event a shape, if there may be one more and it fits.
+    fn append_shape(&mut self, line: &Line<'_>) -> Option<usize> {
         let index = self.shapes.len();
-        if !line.may_have_shape() || index == SHAPES_MAX {
+        if index == SHAPES_MAX {
             return None;
         }
-        let shape = line.shape(u32::try_from(index + 1).ok()?);
+        let common = line.common()?;
+        let shape = v1::Shape { number: u32::try_from(index + 1).ok()?, pieces: line.pieces() };
         let bytes = shape.encode_to_vec();
+        if bytes.len() > payload::SHAPE_BYTES_MAX {
+            return None;
+        }
         let place = self.place(bytes.len())?;
         self.map[place.clone()].copy_from_slice(&bytes);
         self.enter(place, SHAPE, self.hash);
-        self.shapes.push(shape);
+        self.shapes.push(Shape { shape, common: Some(common) });
         Some(index)
     }
 
@@ -271,14 +292,15 @@ impl Segment {
             && reader.at - begin < RUN_BYTES
             && let Some(place) = reader.step()
         {
-            named |= 1 << self.map[place.start + payload::RECORD_BEGIN.len() - 1];
+            named |= 1 << self.map[place.start + NUMBER_AT];
             places.push(place);
         }
         self.read.set((reader.next, reader.at, reader.hash));
         // Copied once, as it lies there.
         let whole = Bytes::copy_from_slice(&self.map[begin..reader.at]);
         let record = |place: Range<usize>| whole.slice(place.start - begin..place.end - begin);
-        let shapes = self.shapes.iter().filter(|shape| named & 1 << shape.number != 0).cloned().collect();
+        let shapes = self.shapes.iter().map(|shape| &shape.shape);
+        let shapes = shapes.filter(|shape| named & 1 << shape.number != 0).cloned().collect();
         let records: Vec<_> = places.into_iter().map(record).collect();
         let full = reader.at < self.end;
         (!records.is_empty()).then(|| Run { first, previous, records, shapes, hash: reader.hash, full })

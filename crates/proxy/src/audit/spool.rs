@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use model::audit::{CallResult, Event, Gap, Hash, Record, What};
+use model::audit::{CallResult, Event, Gap, Hash, Linker, Record, What};
 use model::{DecisionId, UnixMillis};
 use rustix::fs::FlockOperation;
 
@@ -19,6 +19,7 @@ use super::segment::{Run, SEGMENT_BYTES, Segment};
 pub struct Spool {
     directory: PathBuf,
     stream: String,
+    linker: Linker,
     segments: VecDeque<Segment>,
     /// The numbers of intents that have no outcome yet.
     open: BTreeSet<u64>,
@@ -26,7 +27,7 @@ pub struct Spool {
     segments_max: usize,
     dropped: u64,
     /// Outcomes that found no room; written as soon as everything before them is stored elsewhere.
-    deferred: VecDeque<(Line, Option<u64>)>,
+    deferred: VecDeque<(Line<'static>, Option<u64>)>,
     _lock: File,
 }
 
@@ -60,6 +61,7 @@ impl Spool {
         }
         let mut spool = Self {
             stream: stream_name(directory).with_context(describe)?,
+            linker: Linker::default(),
             directory: directory.to_owned(),
             segments: VecDeque::new(),
             open: BTreeSet::new(),
@@ -117,7 +119,7 @@ impl Spool {
     ///
     /// # Errors
     /// [`Full`] if the spool has no room: one segment is kept for the outcomes of what is open.
-    pub fn append(&mut self, event: &Line, kind: Kind, now: UnixMillis) -> Result<u64, Full> {
+    pub fn append(&mut self, event: &Line<'_>, kind: Kind, now: UnixMillis) -> Result<u64, Full> {
         if self.dropped > 0 {
             let gap = gap(now, Some(self.dropped), "spool_full").map_err(|_| Full)?;
             self.append_within(&gap, self.segments_max - 1).map_err(|_| Full)?;
@@ -133,7 +135,7 @@ impl Spool {
     /// Appends the outcome of the intent with this number; uses the segment that is kept for it. If even that is full,
     /// the outcome waits for room: until it is written its intent keeps its segment. There are no more of them than
     /// calls were open when the spool filled up.
-    pub fn append_outcome(&mut self, outcome: Line, intent: Option<u64>) {
+    pub fn append_outcome(&mut self, outcome: Line<'static>, intent: Option<u64>) {
         if self.append_within(&outcome, self.segments_max).is_err() {
             self.deferred.push_back((outcome, intent));
         } else if let Some(intent) = intent {
@@ -161,13 +163,13 @@ impl Spool {
         self.dropped += 1;
     }
 
-    fn append_within(&mut self, event: &Line, segments_max: usize) -> io::Result<u64> {
+    fn append_within(&mut self, event: &Line<'_>, segments_max: usize) -> io::Result<u64> {
         // The kept segment is for those whom it is kept for.
         if self.segments.len() > segments_max {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let current = self.segments.back_mut().ok_or(io::ErrorKind::NotFound)?;
-        if let Some(sequence) = current.append(&self.stream, event) {
+        if let Some(sequence) = current.append(&mut self.linker, &self.stream, event) {
             return Ok(sequence);
         }
         let (next, hash) = (current.next(), current.hash());
@@ -175,7 +177,8 @@ impl Spool {
             return Err(io::ErrorKind::StorageFull.into());
         }
         let mut fresh = Segment::create(&self.directory, next, hash)?;
-        let sequence = fresh.append(&self.stream, event).ok_or(io::ErrorKind::FileTooLarge)?;
+        let sequence =
+            fresh.append(&mut self.linker, &self.stream, event).ok_or(io::ErrorKind::FileTooLarge)?;
         self.segments.push_back(fresh);
         self.acknowledge(self.acknowledged);
         Ok(sequence)
@@ -259,7 +262,7 @@ impl Spool {
 }
 
 /// The event that events are missing.
-fn gap(now: UnixMillis, count: Option<u64>, reason: &str) -> serde_json::Result<Line> {
+fn gap(now: UnixMillis, count: Option<u64>, reason: &str) -> serde_json::Result<Line<'static>> {
     let what = What::Gap(Gap { count, reason: reason.to_owned() });
     Ok(Line::whole(&serde_json::to_vec(&Event { time: now, what })?))
 }
@@ -310,7 +313,7 @@ mod tests {
 
     const NOW: UnixMillis = UnixMillis(1_795_514_400_000);
 
-    fn event(decision: u64, size: usize) -> Line {
+    fn event(decision: u64, size: usize) -> Line<'static> {
         json(Event {
             time: NOW,
             what: What::Passed(Passed {
@@ -325,12 +328,12 @@ mod tests {
         })
     }
 
-    fn json(event: Event) -> Line {
+    fn json(event: Event) -> Line<'static> {
         Line::whole(&serde_json::to_vec(&event).unwrap())
     }
 
     /// Appends an event that stands alone.
-    fn append(spool: &mut Spool, event: &Line) -> Result<u64, Full> {
+    fn append(spool: &mut Spool, event: &Line<'_>) -> Result<u64, Full> {
         spool.append(event, Kind::Alone, NOW)
     }
 
@@ -338,7 +341,7 @@ mod tests {
         spool.append(&intent(decision), Kind::Intent, NOW)
     }
 
-    fn intent(decision: u64) -> Line {
+    fn intent(decision: u64) -> Line<'static> {
         json(Event {
             time: NOW,
             what: What::Intent(model::audit::Intent {
@@ -456,7 +459,7 @@ mod tests {
         assert!(whole(&records));
         let reads = |record: &Record| serde_json::from_slice::<Event>(&record.payload).unwrap().what;
         assert!(matches!(reads(&records[1]), What::Gap(Gap { ref reason, .. }) if reason == "torn_tail"));
-        assert_eq!((records.len(), &records[2].payload), (3, &outcome(7).payload()));
+        assert_eq!((records.len(), &records[2].payload), (3, &outcome(7).payload(&outcome(7).pieces())));
     }
 
     #[test]
@@ -551,7 +554,8 @@ mod tests {
         let records = all(&spool);
         assert!(whole(&records) && spool.segments.len() > 1);
         assert_eq!(records.len(), 13_000);
-        assert!((0..).zip(&records).all(|(n, record)| record.payload == outcome(n).payload()));
+        let payload = |n| outcome(n).payload(&outcome(n).pieces());
+        assert!((0..).zip(&records).all(|(n, record)| record.payload == payload(n)));
         let run = spool.run_after(5_000, 40).unwrap();
         assert_eq!((run.first, run.records.len(), run.full), (5_001, 40, true));
         assert!(run.shapes.len() < 40, "only those that its records name");

@@ -13,8 +13,9 @@ use crate::audit::Audit;
 /// Events in one message: as many as the control plane takes.
 const BATCH: usize = 1024;
 
-/// After fewer than that, more are waited for: a busy proxy would send a message for each event otherwise.
-const PAUSE: Duration = Duration::from_millis(20);
+/// After fewer than that, more are waited for: a message costs as much as the delivery of some hundred events. The first
+/// event after a pause goes at once.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Messages that may be under way without an acknowledgement.
 const UNDER_WAY: usize = 4;
