@@ -141,6 +141,15 @@ impl Release {
         Ok(Message(DynamicMessage::decode(kind, bytes).with_context(|| format!("{who} of {path}"))?))
     }
 
+    /// A message that travels as the bytes of a field, by its name: `countersign.v1.ShapedRecord`.
+    ///
+    /// # Errors
+    /// If the release knows no such message, or the bytes are none.
+    pub fn inner(&self, name: &str, bytes: &[u8]) -> anyhow::Result<Message> {
+        let kind = self.pool.get_message_by_name(name).with_context(|| name.to_owned())?;
+        Ok(Message(DynamicMessage::decode(kind, bytes).with_context(|| name.to_owned())?))
+    }
+
     fn kind(&self, path: &str, who: &str) -> anyhow::Result<MessageDescriptor> {
         let (service, method) = path.trim_start_matches('/').split_once('/').context("no method")?;
         let service = self.pool.get_service_by_name(service).with_context(|| path.to_owned())?;
@@ -187,6 +196,17 @@ impl Message {
     #[must_use]
     pub fn has(&self, name: &str) -> bool {
         self.0.has_field_by_name(name)
+    }
+
+    /// The messages in a field; none if it is not set.
+    ///
+    /// # Panics
+    /// If there is something else in it.
+    #[must_use]
+    pub fn list_of(&self, name: &str) -> Vec<Self> {
+        let list = if self.has(name) { self.get(name) } else { Value::List(Vec::new()) };
+        let list = list.as_list().unwrap_or_else(|| panic!("{name} is no list"));
+        list.iter().map(|item| Self(item.as_message().expect("a message").clone())).collect()
     }
 
     /// The text of a field.

@@ -271,13 +271,31 @@ async fn reports(proxy: &OldProxy<'_>) {
         }
     }
     let stored = proxy.control.store.stream_records(&stream, 0, 1000).await.unwrap();
-    let sent: Vec<Value> = (1..=said.requests.len())
-        .flat_map(|number| proxy.request(&said, number).get("payloads").as_list().unwrap().to_vec())
-        .collect();
+    let sent = (1..=said.requests.len()).flat_map(|number| payloads(proxy, &proxy.request(&said, number)));
     assert_eq!(stored.len() as u64, wanted);
-    for (stored, sent) in stored.iter().zip(sent) {
-        assert_eq!(stored.payload.as_slice(), sent.as_bytes().unwrap().as_ref());
-    }
+    assert_eq!(stored.into_iter().map(|stored| stored.payload).collect::<Vec<_>>(), sent.collect::<Vec<_>>());
+}
+
+/// The payloads of a report, as the release's definition says that they are put together.
+fn payloads(proxy: &OldProxy<'_>, report: &Message) -> Vec<Vec<u8>> {
+    let list = |value: Value| -> Vec<Vec<u8>> {
+        value.as_list().unwrap().iter().map(|item| item.as_bytes().unwrap().to_vec()).collect()
+    };
+    let shapes: BTreeMap<u32, Vec<Vec<u8>>> = report
+        .list_of("shapes")
+        .iter()
+        .map(|shape| (shape.get("number").as_u32().unwrap(), list(shape.get("pieces"))))
+        .collect();
+    let payload = |record: Vec<u8>| {
+        let record = proxy.release.inner("countersign.v1.ShapedRecord", &record).unwrap();
+        let mut parts = list(record.get("parts")).into_iter();
+        if !record.has("shape") {
+            return parts.next().unwrap();
+        }
+        let pieces = &shapes[&record.get("shape").as_u32().unwrap()];
+        pieces.iter().flat_map(|piece| [piece.clone(), parts.next().unwrap_or_default()].concat()).collect()
+    };
+    list(report.get("records")).into_iter().map(payload).collect()
 }
 
 async fn is_told_of_a_revocation(proxy: &OldProxy<'_>, mut watch: grpc::Call, grant: &str) {

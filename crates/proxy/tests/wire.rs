@@ -163,7 +163,7 @@ impl OldControl {
     async fn report(&self, mut asked: Asked) {
         let said = self.said("report");
         while let Some(report) = self.hear(&mut asked).await {
-            let records = report.get("payloads").as_list().unwrap().len() as u64;
+            let records = report.get("records").as_list().unwrap().len() as u64;
             let mut answer = self.answer_of(&said, 1);
             answer.set("stream", report.get("stream"));
             answer.set("stored", Value::U64(report.get("first").as_u64().unwrap() + records - 1));
