@@ -348,6 +348,31 @@ fn the_webhook_refuses_what_the_command_line_refuses(_: &Cluster) {
     let taken = kubectl(&second);
     assert!(taken.success(), "{}", taken.stderr);
 
+    // And what one file makes just before is there: whoever applies it in a good order is not warned.
+    for attempt in 0..5 {
+        let made = [WORKLOAD, DESTINATION, CREDENTIAL, POLICY];
+        let made = made.map(|document| {
+            let named = ["billing", "stripe", "charges", "token"];
+            named
+                .iter()
+                .fold(document.to_owned(), |text, name| text.replace(name, &format!("{name}-{attempt}")))
+        });
+        let head = "---\napiVersion: countersign.dev/v1alpha1\n";
+        let taken = kubectl(&made.join(head));
+        assert!(taken.success() && taken.stderr.is_empty(), "{}", taken.stderr);
+    }
+
+    // Who can mend it is told of an egress mode that means nothing.
+    let label = json!({ "metadata": { "labels": { "countersign.dev/egress": "enforec" } } });
+    cluster.patch(&format!("/api/v1/namespaces/{}", shop.name()), &label).unwrap();
+    let mut turn = 0;
+    let warned = || {
+        turn += 1;
+        let said = kubectl(&WORKLOAD.replace("billing", &format!("turn-{turn}"))).stderr;
+        Ok(said.contains("must be observe or enforce, not \"enforec\"; enforce is taken").then_some(()))
+    };
+    cluster.wait_for("the warning", warned).unwrap();
+
     let deleted = cluster.kubectl(&["delete", "csdest", "stripe", "-n", shop.name()]).unwrap();
     assert!(
         deleted.success() && deleted.stderr.contains("Warning: CS0110: destination/"),

@@ -6,9 +6,10 @@
 
 use kube::core::DynamicObject;
 use kube::core::admission::{AdmissionRequest, AdmissionResponse, Operation};
-use model::Code;
+use model::{Code, ResourceRef};
 use policy::compile::EgressDefaults;
 use resources::kind::Kind;
+use resources::set::{Dangling, Reference, references};
 use resources::{Diagnostic, Document, Set, crd, diagnostic};
 
 use super::controller::resource;
@@ -26,19 +27,49 @@ pub fn answer(
     egress: &EgressDefaults,
 ) -> AdmissionResponse {
     let response = AdmissionResponse::from(request);
-    let is_ours =
-        request.kind.group == crd::GROUP && Kind::ALL.iter().any(|kind| kind.as_str() == request.kind.kind);
-    if !is_ours || request.sub_resource.is_some() {
+    if !is_ours(request) || leaves_spec(request) {
         return response;
     }
     match (&request.operation, &request.object, &request.old_object) {
         (Operation::Create, Some(object), _) => put(object, response, set),
-        // Who takes a finalizer or a label off must not be stopped by a spec that was let in before.
-        (Operation::Update, Some(object), Some(old)) if object.data["spec"] == old.data["spec"] => response,
         (Operation::Update, Some(object), _) => put(object, response, set),
         (Operation::Delete, _, Some(old)) => deleted(old, response, set, egress),
         _ => response,
     }
+}
+
+fn is_ours(request: &AdmissionRequest<DynamicObject>) -> bool {
+    let is_kind = || Kind::ALL.iter().any(|kind| kind.as_str() == request.kind.kind);
+    request.kind.group == crd::GROUP && request.sub_resource.is_none() && is_kind()
+}
+
+/// Whether a change leaves the spec as it is: whoever takes a finalizer or a label off must not be stopped by one that was
+/// let in before.
+fn leaves_spec(request: &AdmissionRequest<DynamicObject>) -> bool {
+    let spec = |object: &Option<DynamicObject>| object.as_ref().map(|object| object.data["spec"].clone());
+    request.operation == Operation::Update && spec(&request.object) == spec(&request.old_object)
+}
+
+/// What the object of a review names and the set does not have.
+#[must_use]
+pub fn missing(request: &AdmissionRequest<DynamicObject>, set: &Set) -> Vec<(Kind, ResourceRef)> {
+    let Some(document) = request.object.as_ref().filter(|_| is_ours(request) && !leaves_spec(request)) else {
+        return Vec::new();
+    };
+    let Ok(document) = resource::document(document) else { return Vec::new() };
+    let own = document.name.namespace.as_ref();
+    let named = |reference: Reference<'_>| {
+        let absent = set.resolve(reference.kind, reference.text, own).err() == Some(Dangling::Absent);
+        let mut name: ResourceRef = reference.text.parse().ok().filter(|_| absent)?;
+        if reference.kind.is_namespaced() && name.namespace.is_none() {
+            name.namespace = own.cloned();
+        }
+        Some((reference.kind, name))
+    };
+    let mut missing: Vec<_> = references(&document).into_iter().filter_map(named).collect();
+    missing.sort();
+    missing.dedup();
+    missing
 }
 
 fn put(object: &DynamicObject, response: AdmissionResponse, set: &Set) -> AdmissionResponse {

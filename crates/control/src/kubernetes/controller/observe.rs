@@ -41,26 +41,29 @@ pub type Telling = SelectAll<BoxStream<'static, Told>>;
 
 /// Begins to watch everything: what is listed first is as of now or later.
 pub fn watch(client: &Client) -> Telling {
-    let mut streams: Vec<BoxStream<'static, Told>> = Kind::ALL
-        .into_iter()
-        .map(|kind| {
-            let api: Api<DynamicObject> = Api::all_with(client.clone(), &api_resource(kind));
-            watch_of(api, watcher::Config::default())
-                .default_backoff()
-                .map(move |told| match told {
-                    Ok(event) => Told::Resource(kind, event),
-                    Err(error) => Told::Broken(kind.plural(), error),
-                })
-                .boxed()
-        })
-        .collect();
+    let mut telling = watch_resources(client);
     let namespaces: Api<PartialObjectMeta<v1::Namespace>> = Api::all(client.clone());
     let namespaces =
         watch_of(namespaces, watcher::Config::default()).default_backoff().map(|told| match told {
             Ok(event) => Told::Namespace(event),
             Err(error) => Told::Broken("namespaces".to_owned(), error),
         });
-    streams.push(namespaces.boxed());
+    telling.push(namespaces.boxed());
+    telling
+}
+
+/// Begins to watch our custom resources alone.
+pub fn watch_resources(client: &Client) -> Telling {
+    let streams = Kind::ALL.into_iter().map(|kind| {
+        let api: Api<DynamicObject> = Api::all_with(client.clone(), &api_resource(kind));
+        watch_of(api, watcher::Config::default())
+            .default_backoff()
+            .map(move |told| match told {
+                Ok(event) => Told::Resource(kind, event),
+                Err(error) => Told::Broken(kind.plural(), error),
+            })
+            .boxed()
+    });
     select_all(streams)
 }
 
@@ -90,7 +93,7 @@ impl Cluster {
                 };
                 self.kinds.entry(kind).or_default().hear(&event, read);
             }
-            Told::Namespace(event) => self.namespaces.hear(&event, egress_of),
+            Told::Namespace(event) => self.namespaces.hear(&event, read_namespace),
             Told::Broken(what, error) => {
                 tracing::warn!(what, %error, "can't be watched; what was known of them stays in force");
             }
@@ -114,19 +117,28 @@ impl Cluster {
     }
 }
 
-/// The egress mode that a namespace says. A value that means nothing counts as the stricter one: who wrote it wanted
-/// something else than the default.
-fn egress_of(namespace: &PartialObjectMeta<v1::Namespace>) -> Option<(Namespace, Option<Egress>)> {
-    let name = Namespace::new(namespace.metadata.name.as_deref()?).ok()?;
+/// The egress mode that a namespace says, if it says one.
+///
+/// # Errors
+/// A value that means nothing, with what to do. It counts as the stricter mode: who wrote it wanted something else than
+/// the default.
+pub fn egress_of(namespace: &PartialObjectMeta<v1::Namespace>) -> Result<Option<Egress>, String> {
     let said = namespace.metadata.labels.as_ref().and_then(|labels| labels.get(names::EGRESS));
-    let egress = said.map(|text| {
-        resources::values::egress(text).unwrap_or_else(|| {
-            tracing::warn!(
-                namespace = %name, value = text,
-                "the label {} must be observe or enforce; enforce is taken", names::EGRESS
-            );
-            Egress::Enforce
-        })
+    let Some(said) = said else { return Ok(None) };
+    resources::values::egress(said).map(Some).ok_or_else(|| {
+        let name = namespace.metadata.name.as_deref().unwrap_or_default();
+        let label = names::EGRESS;
+        format!(
+            "label {label} of namespace {name} must be observe or enforce, not {said:?}; enforce is taken"
+        )
+    })
+}
+
+fn read_namespace(namespace: &PartialObjectMeta<v1::Namespace>) -> Option<(Namespace, Option<Egress>)> {
+    let name = Namespace::new(namespace.metadata.name.as_deref()?).ok()?;
+    let egress = egress_of(namespace).unwrap_or_else(|wrong| {
+        tracing::warn!(namespace = %name, "{wrong}");
+        Some(Egress::Enforce)
     });
     Some((name, egress))
 }

@@ -87,7 +87,7 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     let waiting = readiness.block("the control plane's root key");
     let injection = settings_of_injection(settings.clone(), &namespace, client.clone()).await?;
     drop(waiting);
-    let documents = Documents::watch(client.clone(), settings.egress_mode());
+    let documents = Documents::watch(client.clone(), namespaces.clone(), settings.egress_mode());
     tokio::spawn(notes::keep_telling(client));
 
     let listener = TcpListener::bind(settings.listen)

@@ -3,14 +3,18 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::Namespace;
+use k8s_openapi::api::core::v1;
 use kube::api::PartialObjectMeta;
 use kube::runtime::reflector::{self, ObjectRef, Store};
 use kube::runtime::{WatchStreamExt as _, watcher};
 use kube::{Api, Client};
+use model::Namespace;
+use model::slice::Egress;
 use tokio_stream::StreamExt as _;
 
-type Labelled = PartialObjectMeta<Namespace>;
+use crate::kubernetes::controller::observe::egress_of;
+
+type Labelled = PartialObjectMeta<v1::Namespace>;
 
 /// The labels of all namespaces, kept current by a watch.
 #[derive(Clone)]
@@ -63,5 +67,20 @@ impl Namespaces {
         let namespace = self.api.get_opt(name).await.context("the namespace can't be asked for")?;
         let namespace = namespace.context("there is no such namespace")?;
         Ok(namespace.metadata.labels.unwrap_or_default())
+    }
+    /// The egress modes that namespaces say, as the controller takes them.
+    #[must_use]
+    pub fn egress(&self) -> BTreeMap<Namespace, Egress> {
+        let said = |namespace: &Labelled| {
+            let egress = egress_of(namespace).unwrap_or(Some(Egress::Enforce))?;
+            Some((Namespace::new(namespace.metadata.name.as_deref()?).ok()?, egress))
+        };
+        self.known.state().iter().filter_map(|namespace| said(namespace)).collect()
+    }
+
+    /// What is wrong with the egress mode that a namespace says, if anything.
+    #[must_use]
+    pub fn wrong_egress(&self, name: &str) -> Option<String> {
+        egress_of(&*self.known.get(&ObjectRef::new(name))?).err()
     }
 }
