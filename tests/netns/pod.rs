@@ -70,7 +70,8 @@ fn nothing_leaves_a_pod_before_its_proxy_is_ready_and_its_event_says_for_what_it
         said.borrow().contains(what)
     };
     // The kubelet makes an event of what a failed probe prints.
-    eventually(SOON, || waits_for("first policy"));
+    let why = "not ready: first policy (CS6001 the control plane can't be reached: Connection refused";
+    eventually(SOON, || waits_for(why));
     let closed = call(&pod);
     assert_eq!(closed.status, 0, "not even a certificate is shown: {closed:?}");
     assert!(!pod.readiness(PROXY).unwrap().0);

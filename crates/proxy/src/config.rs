@@ -277,6 +277,11 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_PROXY_DRAIN", value_name = "SECONDS", default_value_t = 30)]
     pub drain: u64,
 
+    /// Seconds without a connection after which the application counts as gone then; 0 where the proxy is told to stop
+    /// only when it has, as a native sidecar is.
+    #[arg(long, env = "COUNTERSIGN_PROXY_DRAIN_QUIET", value_name = "SECONDS", default_value_t = 1)]
+    pub drain_quiet: u64,
+
     /// What is logged: a level, or directives such as `info,proxy::session=debug`.
     #[arg(long, env = "COUNTERSIGN_PROXY_LOG", value_name = "FILTER", default_value = "info")]
     pub log: String,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use model::redirect::RedirectState;
 use rustls::pki_types::CertificateDer;
-use service::health::{self, Readiness};
+use service::health::{self, Blocker, Readiness};
 use service::telemetry;
 
 use crate::audit::Audit;
@@ -115,20 +115,12 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
         Redirected::Expected => drop(tokio::spawn(watchman.run(redirect_missing))),
         Redirected::None => drop(redirect_missing),
     }
+    let trouble = session.trouble();
     tokio::spawn(orders.serve(cache, session.clone()));
     tokio::spawn(session.run());
     tokio::spawn(log.serve_signals());
     tokio::spawn(showing_bypass);
-    tokio::spawn(async move {
-        let mut changed = caller.changed();
-        while caller.snapshot().is_none() {
-            if changed.changed().await.is_err() {
-                return;
-            }
-        }
-        drop(policy_missing);
-        service::process::give_back_code();
-    });
+    tokio::spawn(first_policy(caller, trouble, policy_missing));
     tokio::select! {
         signal = service::signals::shutdown() => tracing::info!(signal = signal?, "draining"),
         served = health => served?.context("health and metrics can't be served")?,
@@ -142,6 +134,28 @@ async fn run(settings: &Settings, log: telemetry::LogHandle) -> anyhow::Result<(
     }
     tracing::info!(pending = audit.pending(), "stopped");
     Ok(())
+}
+
+/// Waits for the first policy; until it is there the probe says what stands in its way.
+async fn first_policy(
+    caller: Arc<CallerState>,
+    mut trouble: tokio::sync::watch::Receiver<String>,
+    missing: Blocker,
+) {
+    let mut changed = caller.changed();
+    while caller.snapshot().is_none() {
+        tokio::select! {
+            ticked = changed.changed() => if ticked.is_err() {
+                return;
+            },
+            told = trouble.changed() => if told.is_err() {
+                return;
+            },
+        }
+        missing.because(&trouble.borrow_and_update());
+    }
+    drop(missing);
+    service::process::give_back_code();
 }
 
 /// What is known of the redirect before anybody has looked.
@@ -240,8 +254,8 @@ fn begin(shared: Arc<Shared>, doors: &[(Door, u16)]) -> anyhow::Result<(std::rc:
     Ok((Worker::new(shared)?, listeners))
 }
 
-/// The application has gone when it has had no connection for this long: one that makes short ones has none at times.
-const QUIET: Duration = Duration::from_secs(1);
+/// How often it is looked whether something is still open or owed.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// For GOAWAY and `connection: close` to reach who is still there.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -251,26 +265,30 @@ const FINISH: Duration = Duration::from_secs(5);
 
 /// Waits until nothing is open any more, or the time for that is over.
 async fn finished(shared: &Shared) {
+    if shared.metrics.connections.get() == 0 {
+        return;
+    }
     tokio::time::sleep(LAST_WORDS).await;
     let deadline = tokio::time::Instant::now() + FINISH;
     while shared.metrics.connections.get() > 0 && tokio::time::Instant::now() < deadline {
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(LOOK).await;
     }
 }
 
 /// Goes on serving, new connections too, until the application has gone and everything is delivered, or the time for
-/// that is over.
+/// that is over. The application has gone when it has had no connection for a while: one that makes short ones has none
+/// at times.
 async fn until_quiet(settings: &Settings, shared: &Shared, audit: &Audit) {
+    let quiet = Duration::from_secs(settings.drain_quiet);
     let deadline = tokio::time::Instant::now() + Duration::from_secs(settings.drain);
     let mut quiet_since = tokio::time::Instant::now();
     while tokio::time::Instant::now() < deadline {
         if shared.metrics.connections.get() > 0 || audit.pending() > 0 {
             quiet_since = tokio::time::Instant::now();
-        }
-        if quiet_since.elapsed() >= QUIET {
+        } else if quiet_since.elapsed() >= quiet {
             return;
         }
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(LOOK).await;
     }
     tracing::warn!(
         connections = shared.metrics.connections.get(),

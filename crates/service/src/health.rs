@@ -15,9 +15,16 @@ use hyper_util::rt::TokioIo;
 use prometheus::{Encoder as _, IntGauge, Opts, Registry, TextEncoder};
 use tokio::net::TcpListener;
 
-/// What keeps the program from being ready, by name, and how often. Ready when nothing is left.
+/// What keeps the program from being ready, by name. Ready when nothing is left.
 #[derive(Clone, Debug, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, usize>>>, Arc<Mutex<String>>);
+pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Held>>>, Arc<Mutex<String>>);
+
+/// How many hold on to a name, and why it takes so long, if that is known.
+#[derive(Debug, Default)]
+struct Held {
+    count: usize,
+    reason: String,
+}
 
 /// One reason not to be ready; let go by dropping it.
 #[derive(Debug)]
@@ -30,7 +37,7 @@ impl Readiness {
     /// Not ready until the blocker is dropped. Its name is what the probe prints.
     #[must_use]
     pub fn block(&self, name: &'static str) -> Blocker {
-        *self.held().entry(name).or_default() += 1;
+        self.held().entry(name).or_default().count += 1;
         Blocker { readiness: self.clone(), name }
     }
 
@@ -49,17 +56,35 @@ impl Readiness {
         self.held().keys().copied().collect()
     }
 
-    fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, usize>> {
+    /// The same for people: each with why, where that is known.
+    fn missing(&self) -> String {
+        let said = |(name, held): (&&str, &Held)| match held.reason.as_str() {
+            "" => (*name).to_owned(),
+            reason => format!("{name} ({reason})"),
+        };
+        self.held().iter().map(said).collect::<Vec<_>>().join(", ")
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, BTreeMap<&'static str, Held>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Blocker {
+    /// Why it takes so long, as of now: what was tried last and went wrong. The probe prints it; no secret may be in it.
+    pub fn because(&self, reason: &str) {
+        if let Some(held) = self.readiness.held().get_mut(self.name) {
+            reason.clone_into(&mut held.reason);
+        }
     }
 }
 
 impl Drop for Blocker {
     fn drop(&mut self) {
         let mut held = self.readiness.held();
-        if let Some(count) = held.get_mut(self.name) {
-            *count -= 1;
-            if *count == 0 {
+        if let Some(left) = held.get_mut(self.name) {
+            left.count -= 1;
+            if left.count == 0 {
                 held.remove(self.name);
             }
         }
@@ -120,7 +145,7 @@ fn answer(method: &Method, path: &str, readiness: &Readiness, registry: &Registr
         "/readyz" => match readiness.pending().as_slice() {
             [] if readiness.noted().is_empty() => text(StatusCode::OK, "ok\n".to_owned()),
             [] => text(StatusCode::OK, format!("ok; {}\n", readiness.noted())),
-            pending => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", pending.join(", "))),
+            _ => text(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {}\n", readiness.missing())),
         },
         "/metrics" => {
             let mut rendered = Vec::new();
@@ -158,6 +183,10 @@ mod tests {
         assert_eq!(readiness.pending(), ["first policy", "trust bundle"]);
         assert_eq!(status("/readyz"), StatusCode::SERVICE_UNAVAILABLE);
         assert_eq!(status("/livez"), StatusCode::OK);
+        policy.because("the control plane can't be reached");
+        assert_eq!(readiness.missing(), "first policy (the control plane can't be reached), trust bundle");
+        policy.because("");
+        assert_eq!(readiness.missing(), "first policy, trust bundle");
         let again = readiness.block("first policy");
         drop((bundle, policy));
         assert_eq!(

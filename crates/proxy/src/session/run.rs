@@ -50,6 +50,8 @@ pub struct Session {
     redirect: tokio::sync::watch::Receiver<Redirect>,
     key: Arc<Zeroizing<Vec<u8>>>,
     client: ArcSwapOption<ControlPlaneClient<Channel>>,
+    /// What went wrong last; empty once a policy has come into force.
+    trouble: tokio::sync::watch::Sender<String>,
     metrics: Metrics,
 }
 
@@ -86,6 +88,9 @@ impl Metrics {
 const RETRY_FIRST: Duration = Duration::from_millis(100);
 const RETRY_MOST: Duration = Duration::from_secs(5);
 
+/// Before a workload that is gone is asked for again, with jitter: nothing brings it back, but clocks and caches err.
+const RETRY_GONE: Duration = Duration::from_secs(60);
+
 /// How long asking for a credential may take.
 const ISSUE_PATIENCE: Duration = Duration::from_secs(8);
 
@@ -121,8 +126,15 @@ impl Session {
             log,
             redirect,
             client: ArcSwapOption::empty(),
+            trouble: tokio::sync::watch::Sender::default(),
             metrics: Metrics::new(registry)?,
         }))
+    }
+
+    /// What went wrong last, in a few words; empty once a policy has come into force.
+    #[must_use]
+    pub fn trouble(&self) -> tokio::sync::watch::Receiver<String> {
+        self.trouble.subscribe()
     }
 
     /// Runs for as long as the program does.
@@ -147,7 +159,8 @@ impl Session {
                 Err(failure) => {
                     self.metrics.attested.with_label_values(&["refused"]).inc();
                     tracing::warn!(stage = "identity", code = %failure.code, cause = ?failure.cause, "not attested: {failure}");
-                    retry.wait().await;
+                    self.trouble.send_replace(in_few_words(&failure));
+                    retry.wait_after(failure.code).await;
                 }
             }
         }
@@ -212,6 +225,7 @@ impl Session {
                 }
                 Err(Ended::Connection(reason)) => {
                     tracing::info!(stage = "identity", "the control plane is away: {reason}");
+                    self.trouble.send_replace(reason);
                 }
             }
             self.metrics.connected.set(0);
@@ -239,6 +253,7 @@ impl Session {
             log: self.log.clone(),
             redirect: self.redirect.clone(),
             up: watch_up,
+            trouble: self.trouble.clone(),
         };
         let noticing = async {
             if is_up.wait_for(|up| *up).await.is_ok() {
@@ -249,16 +264,29 @@ impl Session {
         };
         let ended = tokio::select! {
             ended = watch::run(&watching, client.clone()) => ended,
-            ended = report::run(&self.audit, client) => ended,
+            ended = report::run(&self.audit, client.clone()) => ended,
             () = noticing => Ok(()),
         };
-        ended.map_err(|status| {
-            let failure = wire::status::to_failure(&status, Code::ControlPlaneUnreachable);
-            match failure.code {
-                Code::SessionEnded | Code::WrongCaller => Ended::Session,
-                _ => Ended::Connection(failure.to_string()),
+        let Err(status) = ended else { return Ok(()) };
+        let failure = wire::status::to_failure(&status, Code::ControlPlaneUnreachable);
+        match failure.code {
+            Code::SessionEnded | Code::WrongCaller => return Err(Ended::Session),
+            Code::WorkloadGone => self.report_what_was_done(client).await,
+            _ => {}
+        }
+        Err(Ended::Connection(failure.to_string()))
+    }
+
+    /// A workload that is gone gets neither policy nor credentials any more, but what it did is still taken.
+    async fn report_what_was_done(&self, client: ControlPlaneClient<Channel>) {
+        self.metrics.connected.set(0);
+        let reporting = async {
+            if let Err(status) = report::run(&self.audit, client).await {
+                tracing::info!(stage = "audit", "events can't be delivered: {}", status.message());
             }
-        })
+            std::future::pending::<()>().await;
+        };
+        let _ = tokio::time::timeout(jittered(RETRY_GONE), reporting).await;
     }
 }
 
@@ -315,9 +343,38 @@ impl Default for Retry {
 
 impl Retry {
     async fn wait(&mut self) {
-        tokio::time::sleep(self.0.mul_f64(rand::random_range(0.5..1.0))).await;
+        tokio::time::sleep(jittered(self.0)).await;
         self.0 = (self.0 * 2).min(RETRY_MOST);
     }
+
+    /// The same, after a refusal with this code.
+    async fn wait_after(&mut self, code: Code) {
+        match code {
+            Code::WorkloadGone => tokio::time::sleep(jittered(RETRY_GONE)).await,
+            _ => self.wait().await,
+        }
+    }
+}
+
+fn jittered(most: Duration) -> Duration {
+    most.mul_f64(rand::random_range(0.5..1.0))
+}
+
+/// Longest reason that is told: a probe's message is part of an event, which is cut at 1024 bytes.
+const REASON_MAX: usize = 300;
+
+/// A failure with what lies underneath it all, which is what can be mended: `Connection refused`, `UnknownIssuer`.
+fn in_few_words(failure: &Failure) -> String {
+    let mut cause = std::error::Error::source(failure);
+    let mut innermost = None;
+    while let Some(error) = cause {
+        innermost = Some(error.to_string());
+        cause = error.source();
+    }
+    let mut words = format!("{} {}", failure.code, failure.detail);
+    words.extend(innermost.map(|innermost| format!(": {innermost}")));
+    words.truncate(words.floor_char_boundary(REASON_MAX));
+    words
 }
 
 /// The address, the trust and the rest, from the program's settings.
@@ -335,4 +392,36 @@ pub fn config(settings: &crate::config::Settings, state: &StateDir) -> anyhow::R
         evidence: Evidence { kind: settings.evidence_kind.as_str(), token: settings.evidence_token.clone() },
         socket: SocketOptions { mark: settings.mark },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_workload_that_is_gone_is_asked_for_once_a_minute_and_others_every_few_seconds() {
+        let mut retry = Retry::default();
+        let waited = async |retry: &mut Retry, code| {
+            let since = tokio::time::Instant::now();
+            retry.wait_after(code).await;
+            since.elapsed()
+        };
+        assert!(waited(&mut retry, Code::NoTrustProvider).await <= RETRY_FIRST);
+        for _ in 0..10 {
+            assert!(waited(&mut retry, Code::NoTrustProvider).await <= RETRY_MOST);
+        }
+        let gone = waited(&mut retry, Code::WorkloadGone).await;
+        assert!((RETRY_GONE / 2..=RETRY_GONE).contains(&gone), "{gone:?}");
+    }
+
+    #[test]
+    fn what_is_told_of_a_failure_ends_with_what_can_be_mended() {
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let refused = anyhow::Error::new(refused).context("the control plane could not be reached");
+        let failure = Failure::new(Code::ControlPlaneUnreachable, "the control plane can't be reached");
+        let told = in_few_words(&failure.because(refused.into_boxed_dyn_error()));
+        assert_eq!(told, "CS6001 the control plane can't be reached: connection refused");
+        let long = in_few_words(&Failure::new(Code::NoCaller, "é".repeat(400)));
+        assert!(long.len() <= REASON_MAX);
+    }
 }

@@ -37,6 +37,8 @@ pub struct Watching {
     pub redirect: tokio::sync::watch::Receiver<Redirect>,
     /// Told at the first message: the stream is up.
     pub up: tokio::sync::watch::Sender<bool>,
+    /// Told why a policy is refused.
+    pub trouble: tokio::sync::watch::Sender<String>,
 }
 
 /// Puts the slice in force that an earlier run kept, so that a proxy that is restarted while the control plane is away
@@ -137,6 +139,7 @@ async fn receive(
         };
         if let Err(reason) = &refused {
             tracing::error!(stage = "policy", "the control plane's policy is refused: {reason}");
+            watching.trouble.send_replace(format!("the control plane's policy is refused: {reason}"));
         }
         let ack = v1::WatchAck {
             version: watching.state.snapshot().map(|snapshot| snapshot.version().into()),
@@ -162,6 +165,7 @@ fn put_in_force(watching: &Watching, update: &v1::SliceUpdate) -> Result<(), Str
     let version = slice.version;
     let snapshot = Snapshot::new(slice).map_err(|error| error.to_string())?;
     watching.state.set_snapshot(snapshot);
+    watching.trouble.send_replace(String::new());
     tracing::info!(stage = "policy", %version, "policy in force");
     if let Err(error) = watching.directory.write(SLICE_FILE, &message.encode_to_vec()) {
         tracing::warn!(%error, "the policy could not be kept for a restart");

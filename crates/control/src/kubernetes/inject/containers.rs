@@ -113,6 +113,10 @@ fn proxy_args(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSetti
             ]);
         }
     }
+    if settings.native_sidecars {
+        // It is told to stop when the application has ended.
+        args.push("--drain-quiet=0".to_owned());
+    }
     if settings.roots_config_map.is_some() {
         // The directory: the ConfigMap may be missing in this namespace, and it is empty then.
         args.push(format!("--roots={}", names::ROOTS_PATH));
