@@ -92,6 +92,11 @@ function connect(request, response) {
 }
 
 // Whole answers, or what a broken server takes for them.
+const HINTS =
+  'HTTP/1.1 103 Early Hints\r\nLink: </style.css>; rel=preload\r\nAlt-Svc: h3=":443"\r\nConnection: x-hop\r\nX-Hop: a\r\n\r\n' +
+  'HTTP/1.1 103 Early Hints\r\nLink: </script.js>; rel=preload\r\n\r\n';
+const HINTED = 'HTTP/1.1 200 OK\r\nContent-Length: 15\r\n\r\nafter the hints';
+
 const BROKEN = {
   '/two-lengths': 'HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nabc',
   '/length-list': 'HTTP/1.1 200 OK\r\nContent-Length: 2, 3\r\n\r\nabc',
@@ -105,6 +110,8 @@ const BROKEN = {
   '/long-header': `HTTP/1.1 200 OK\r\nX-A: ${'a'.repeat(600000)}\r\nContent-Length: 0\r\n\r\n`,
   '/old': 'HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\nContent-Length: 2\r\n\r\nok',
   '/alt-svc': 'HTTP/1.1 200 OK\r\nAlt-Svc: h3=":443"\r\nContent-Length: 4\r\n\r\nstay',
+  '/early': HINTS,
+  '/early-at-once': HINTS + HINTED,
   '/custom-reason': 'HTTP/1.1 200 Very Fine\r\nX-MiXed-Case: Kept\r\nContent-Length: 2\r\n\r\nok',
 };
 
@@ -119,7 +126,8 @@ function broken(socket) {
     head = '';
     if (BROKEN[path] === undefined) return void socket.end('HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n');
     socket.write(BROKEN[path]);
-    if (!['/old', '/custom-reason', '/alt-svc'].includes(path)) socket.end();
+    if (path === '/early') setTimeout(() => socket.write(HINTED), 300);
+    if (!['/old', '/custom-reason', '/alt-svc', '/early', '/early-at-once'].includes(path)) socket.end();
   });
 }
 

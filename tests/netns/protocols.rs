@@ -86,11 +86,37 @@ fn a_websocket_is_cut_within_a_second_of_a_block() {
 #[test]
 fn interim_answers_are_relayed() {
     let (_world, _edge, billing) = started();
-    for (version, first) in [("--http1.1", "HTTP/1.1 103"), ("--http2", "HTTP/2 103")] {
-        let answer = billing.edge(BOTH, "/early").args([version, "-v"]).send().unwrap();
+    // The upstream in the application's version, and in the other.
+    for (version, first, port) in [
+        ("--http1.1", "HTTP/1.1 103", BOTH),
+        ("--http2", "HTTP/2 103", BOTH),
+        ("--http1.1", "HTTP/1.1 103", ONLY_HTTP2),
+        ("--http1.1", "HTTP/1.1 103", RAW),
+    ] {
+        let answer = billing.edge(port, "/early").args([version, "-v"]).send().unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "after the hints"), "{answer:?}");
-        assert!(answer.error.contains(first), "{}", answer.error);
-        assert!(answer.error.contains("link: </style.css>; rel=preload"), "{}", answer.error);
+        assert!(answer.error.contains(first), "{version} {port}: {}", answer.error);
+        let told = answer.error.to_lowercase();
+        assert!(told.contains("link: </style.css>; rel=preload"), "{version} {port}: {told}");
+    }
+}
+
+#[test]
+fn an_application_of_http2_gets_every_interim_answer_of_a_server_of_http1() {
+    let (_world, _edge, billing) = started();
+    // The answer after them, and in one breath with them.
+    for path in ["/early", "/early-at-once"] {
+        let told = billing.script("interim.mjs", &[&RAW.to_string(), path]).unwrap();
+        assert_eq!((&told["status"], &told["body"]), (&200.into(), &"after the hints".into()), "{told}");
+        let interim = told["interim"].as_array().unwrap();
+        let hints: Vec<_> =
+            interim.iter().map(|hint| (hint[":status"].as_u64(), text(hint, "link"))).collect();
+        let hint = |file: &str| (Some(103), format!("<{file}>; rel=preload"));
+        assert_eq!(hints, [hint("/style.css"), hint("/script.js")], "{told}");
+        // What is of one hop, or would lead elsewhere, does not go on.
+        for field in ["x-hop", "connection", "alt-svc"] {
+            assert!(interim.iter().all(|hint| hint[field].is_null()), "{told}");
+        }
     }
 }
 
