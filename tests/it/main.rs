@@ -6,4 +6,5 @@ mod architecture;
 mod chart;
 mod injection;
 mod promises;
+mod rules;
 mod wire;

@@ -114,7 +114,13 @@ fn columns(kind: Kind) -> Vec<Value> {
         Kind::Workload => {
             &[("Environment", "environment", 0), ("Egress", "egress", 0), ("Owner", "owner", 1)]
         }
-        Kind::TrustProvider => &[("Issuer", "oidc.issuer", 0), ("Audience", "oidc.audience", 1)],
+        // One of the two; a cluster always says its audience, and the rest has defaults.
+        Kind::TrustProvider => &[
+            ("OIDC issuer", "oidc.issuer", 0),
+            ("Cluster audience", "kubernetes.audience", 0),
+            ("OIDC audience", "oidc.audience", 1),
+            ("Cluster", "kubernetes.server.url", 1),
+        ],
         Kind::Destination => {
             &[("Hosts", "hosts", 0), ("Protocol", "protocol", 1), ("Sensitivity", "sensitivity", 1)]
         }

@@ -2,7 +2,7 @@
 //!
 //! Precedence: flag, environment, file, default. The file's keys are the flags' long names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -38,15 +38,25 @@ pub fn unknown_variables<T: CommandFactory>() -> Vec<String> {
 pub fn unknown_variables_among<T: CommandFactory>(others: &[&str]) -> Vec<String> {
     let mut known = Vec::new();
     collect_variables(&T::command(), &mut known);
-    std::env::vars_os()
-        .filter_map(|(name, _)| name.into_string().ok())
+    let there: BTreeSet<String> =
+        std::env::vars_os().filter_map(|(name, _)| name.into_string().ok()).collect();
+    there
+        .iter()
         .filter(|name| name.starts_with(PREFIX) && !known.contains(name))
         .filter(|name| !others.iter().any(|other| name.starts_with(other)))
-        .map(|name| match nearest(&name, known.iter().map(String::as_str)) {
+        .filter(|name| !is_service_link(name, &there))
+        .map(|name| match nearest(name, known.iter().map(String::as_str)) {
             Some(near) => format!("{name} is no setting; did you mean {near}?"),
             None => format!("{name} is no setting"),
         })
         .collect()
+}
+
+/// Whether Kubernetes has set a variable for a Service of the pod's namespace, as it does for each (Kubernetes
+/// documentation, "Service: environment variables"): nobody has written it.
+fn is_service_link(name: &str, there: &BTreeSet<String>) -> bool {
+    let service = |(end, _): (usize, &str)| there.contains(&format!("{}_SERVICE_HOST", &name[..end]));
+    name.match_indices("_SERVICE_").any(service) || name.match_indices("_PORT").any(service)
 }
 
 fn collect_variables(command: &Command, into: &mut Vec<String>) {
@@ -201,6 +211,24 @@ mod tests {
             #[arg(long)]
             needed: u16,
         },
+    }
+
+    #[test]
+    fn variables_that_kubernetes_sets_for_a_service_are_not_misspelt_settings() {
+        let set = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let links = [
+            "COUNTERSIGN_CONTROL_SERVICE_HOST",
+            "COUNTERSIGN_CONTROL_SERVICE_PORT",
+            "COUNTERSIGN_CONTROL_SERVICE_PORT_GRPC",
+            "COUNTERSIGN_CONTROL_PORT",
+            "COUNTERSIGN_CONTROL_PORT_8440_TCP",
+            "COUNTERSIGN_CONTROL_PORT_8440_TCP_ADDR",
+        ];
+        let there = set(&links);
+        assert!(links.iter().all(|link| is_service_link(link, &there)));
+        // Without such a Service they are what somebody wrote.
+        assert!(!is_service_link("COUNTERSIGN_CONTROL_PORT", &set(&["COUNTERSIGN_CONTROL_PORT"])));
+        assert!(!is_service_link("COUNTERSIGN_PROXY_LISTEN_PROT", &there));
     }
 
     fn parsed(file: &str, more: &[&str]) -> anyhow::Result<(String, u16)> {
