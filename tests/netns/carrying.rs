@@ -132,16 +132,18 @@ fn trailers_go_on_where_they_are_announced_and_are_counted_where_not() {
         "keep",
         "HTTP/1.1 200 OK\r\nTrailer: X-Sum\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nX-Sum: 1\r\nX-Else: 2\r\nAlt-Svc: h3\r\n\r\n",
     );
-    let down = |te: &str| format!("GET {path} HTTP/1.1\r\nHost: {host}\r\n{te}\r\n");
-    let told = one(&billing, raw::http1(RAW_HTTP1, &down("TE: trailers\r\n")));
-    assert!(text(&told["bytes"]).ends_with("2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n"), "{told}");
-    assert_eq!(dropped(&mut billing), 3.0, "X-Else and Alt-Svc");
-    let told = one(&billing, raw::http1(RAW_HTTP1, &down("")));
-    assert!(text(&told["bytes"]).ends_with("2\r\nok\r\n0\r\n\r\n"), "{told}");
-    assert_eq!(dropped(&mut billing), 6.0, "it did not say that it takes them");
+    let down = |version: &str, te: &str| format!("GET {path} HTTP/{version}\r\nHost: {host}\r\n{te}\r\n");
+    for (te, sum) in [("TE: trailers\r\n", 3.0), ("", 5.0)] {
+        let told = one(&billing, raw::http1(RAW_HTTP1, &down("1.1", te)));
+        assert!(text(&told["bytes"]).ends_with("2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n"), "{told}");
+        assert_eq!(dropped(&mut billing), sum, "X-Else and Alt-Svc");
+    }
+    let told = one(&billing, raw::http1(RAW_HTTP1, &down("1.0", "")));
+    assert!(text(&told["bytes"]).ends_with("\r\n\r\nok"), "{told}");
+    assert_eq!(dropped(&mut billing), 8.0, "HTTP/1.0 has no place for them");
     let told = one(&billing, raw::http2(RAW_HTTP1, &get(&host, &path)));
     assert_eq!((&told["body"], &told["ended"]), (&json!("ok"), &json!(true)), "{told}");
-    assert_eq!(dropped(&mut billing), 7.0, "HTTP/2 takes all but Alt-Svc");
+    assert_eq!(dropped(&mut billing), 9.0, "HTTP/2 takes all but Alt-Svc");
 }
 
 #[test]

@@ -8,8 +8,8 @@ pub mod client_hello;
 pub mod connect;
 pub mod detect;
 pub mod edit;
-pub mod framing;
 pub mod http;
+pub mod http1;
 pub mod redact;
 pub mod standing;
 

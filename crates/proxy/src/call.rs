@@ -551,13 +551,12 @@ fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<
         let detail = format!("the application has {} requests open", limits.requests);
         return Err(Failure::new(Code::TooManyRequests, detail));
     }
-    // hyper bounds what it buffers for a head only roughly: one that comes in at once may be longer.
+    // Of HTTP/1 both are counted where it is read; of HTTP/2 here.
     let head: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
     if head > limits.head_bytes {
         let detail = format!("the request's header is longer than {} bytes", limits.head_bytes);
         return Err(Failure::new(Code::HeaderTooLarge, detail));
     }
-    // hyper counts for itself; h2 does not.
     if parts.headers.len() > limits.headers {
         let detail = format!("the request's header has more than {} fields", limits.headers);
         return Err(Failure::new(Code::HeaderTooLarge, detail));

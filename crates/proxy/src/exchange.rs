@@ -277,8 +277,8 @@ pub struct Guarded {
     open: Rc<Open>,
     direction: Direction,
     on_end: Option<OnEnd>,
-    /// How it broke off, until that is told: what came before must have gone out by then, since hyper throws away what
-    /// it has not written when a body fails.
+    /// How it broke off, until that is told: what came before must have gone out by then, since a reset throws away what
+    /// h2 has not written.
     broken: Option<BodyError>,
 }
 
@@ -348,6 +348,10 @@ impl WatchedBody for Guarded {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+
+    fn is_cut(&self) -> bool {
+        self.open.cut_by().is_some()
     }
 }
 

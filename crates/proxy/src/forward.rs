@@ -138,7 +138,8 @@ impl Uncovered {
         open.be_patient(worker.shared.limits.stream);
         let registration = worker.register.enter(open.clone(), valid_until, judge);
         let request = Request::from_parts(parts, Guarded::up(body, open.clone()));
-        let sending = once::send(stream, request, &asked.interim, worker.shared.limits.answer);
+        let dropped = &worker.shared.metrics.trailers_dropped;
+        let sending = once::send(stream, request, &asked.interim, worker.shared.limits.answer, dropped);
         let response = open
             .unless_cut(std::pin::pin!(sending))
             .await

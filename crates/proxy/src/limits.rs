@@ -41,9 +41,6 @@ pub struct Limits {
 /// Within how long [`Limits::resets`] streams may be given up.
 pub const RESETS_WITHIN: Duration = Duration::from_secs(10);
 
-/// Fields of a head that hyper takes without being told otherwise.
-pub const HEADERS_DEFAULT: usize = 100;
-
 impl Limits {
     /// The bounds that the settings say; 0 is no bound where the setting says so.
     #[must_use]

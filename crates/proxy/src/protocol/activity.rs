@@ -4,13 +4,11 @@
 //! first request of a connection, which gets as long as a head.
 
 use std::cell::Cell;
-use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// Shared by a connection's reader, its requests, and its clock.
@@ -21,18 +19,6 @@ struct State {
     open: Cell<usize>,
     quiet_since: Cell<Instant>,
     head_since: Cell<Option<Instant>>,
-    turn: Cell<Turn>,
-}
-
-/// How often a reader is answered.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Turn {
-    /// Always.
-    Free,
-    /// Until there is nothing to read.
-    Open,
-    /// Not before the next turn.
-    Over,
 }
 
 /// Why a connection is ended.
@@ -62,7 +48,6 @@ impl Default for Activity {
             open: Cell::new(0),
             quiet_since: Cell::new(now),
             head_since: Cell::new(Some(now)),
-            turn: Cell::new(Turn::Free),
         }))
     }
 }
@@ -75,18 +60,8 @@ impl Activity {
         Busy(self.0.clone())
     }
 
-    /// The connection's task is polled. hyper reads several times in one turn, and what there was nothing to read of once
-    /// has nothing until the next: more of it comes with the task's waking only.
-    pub fn turn(&self) {
-        self.0.turn.set(Turn::Open);
-    }
-
-    /// From now on somebody else reads.
-    pub fn last_turn(&self) {
-        self.0.turn.set(Turn::Free);
-    }
-
-    fn bytes_came(&self) {
+    /// Bytes have come from the application.
+    pub fn bytes_came(&self) {
         // While a request is open they are its body's, or of a head that waits for its turn.
         if self.0.open.get() == 0 && self.0.head_since.get().is_none() {
             self.0.head_since.set(Some(Instant::now()));
@@ -131,68 +106,6 @@ impl Clock {
             }
         }
         Poll::Pending
-    }
-}
-
-/// A connection whose bytes are noticed as they come.
-pub struct Noticed<T> {
-    inner: T,
-    activity: Activity,
-}
-
-impl<T> Noticed<T> {
-    /// Wraps a connection.
-    pub fn new(inner: T, activity: Activity) -> Self {
-        Self { inner, activity }
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Noticed<T> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let turn = &self.activity.0.turn;
-        if turn.get() == Turn::Over {
-            return Poll::Pending;
-        }
-        let before = buf.filled().len();
-        let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
-        let turn = &self.activity.0.turn;
-        if polled.is_pending() && turn.get() == Turn::Open {
-            turn.set(Turn::Over);
-        }
-        if buf.filled().len() > before {
-            self.activity.bytes_came();
-        }
-        polled
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Noticed<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 

@@ -14,10 +14,8 @@ use super::backlog::{Backlog, Received};
 pub enum Body {
     /// Nothing.
     Empty,
-    /// An answer of ours.
+    /// An answer of ours, or a message that had come as a whole.
     Full(Bytes),
-    /// From an HTTP/1 peer.
-    Http1(hyper::body::Incoming),
     /// From an HTTP/2 peer.
     Http2(Http2Body),
     /// One of the above with whoever watches it.
@@ -32,19 +30,37 @@ pub trait WatchedBody {
     fn is_end_stream(&self) -> bool;
     /// As [`HttpBody::size_hint`].
     fn size_hint(&self) -> SizeHint;
+    /// Whether it was cut: then whoever can't take more of it need not be waited for.
+    fn is_cut(&self) -> bool {
+        false
+    }
 }
 
 /// Why a body ended before its end. Carried to the other side as a reset or a truncated message, never as an end.
 #[derive(Debug)]
 pub enum BodyError {
     /// An HTTP/1 peer broke off.
-    Http1(hyper::Error),
+    Http1(Broken),
     /// An HTTP/2 peer reset the stream, or its connection ended.
     Http2(h2::Error),
     /// A tunnel broke off.
     Tunnel(std::io::Error),
     /// Cut by us: the exchange's authority has ended.
     Cut,
+}
+
+/// How a body of HTTP/1 broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum Broken {
+    /// It could be read in two ways.
+    #[error("{0}")]
+    Malformed(protocols::Malformed),
+    /// Its connection ended before it did.
+    #[error("the connection ended")]
+    Closed,
+    /// Its connection broke.
+    #[error("{0}")]
+    Io(std::io::Error),
 }
 
 impl BodyError {
@@ -72,9 +88,9 @@ impl fmt::Display for BodyError {
 impl std::error::Error for BodyError {}
 
 impl Body {
-    /// Takes a body as hyper gives it.
-    pub fn from_http1(incoming: hyper::body::Incoming) -> Self {
-        if incoming.is_end_stream() { Self::Empty } else { Self::Http1(incoming) }
+    /// Whether it was cut.
+    pub fn is_cut(&self) -> bool {
+        matches!(self, Self::Watched(body) if body.is_cut())
     }
 
     /// Takes a body as h2 gives it, of the connection with this backlog.
@@ -95,7 +111,6 @@ impl HttpBody for Body {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
-            Self::Http1(incoming) => Pin::new(incoming).poll_frame(cx).map_err(BodyError::Http1),
             Self::Http2(body) => body.poll_frame(cx),
             Self::Watched(body) => body.poll_frame(cx),
         }
@@ -105,7 +120,6 @@ impl HttpBody for Body {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
-            Self::Http1(incoming) => incoming.is_end_stream(),
             Self::Http2(body) => body.is_end_stream(),
             Self::Watched(body) => body.is_end_stream(),
         }
@@ -115,7 +129,6 @@ impl HttpBody for Body {
         match self {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
-            Self::Http1(incoming) => incoming.size_hint(),
             Self::Http2(body) => body.size_hint(),
             Self::Watched(body) => body.size_hint(),
         }

@@ -1,33 +1,34 @@
-//! HTTP/1 on the application's side: hyper, with its edges ours.
+//! HTTP/1 on the application's side: one request after the other, each with its answer.
 
-use std::cell::Cell;
-use std::convert::Infallible;
 use std::future::poll_fn;
+use std::io;
+use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
-use http::{Request, Response, StatusCode, Version};
-use hyper::body::Incoming;
-use hyper::server::conn::http1::Builder;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use http::header::{CONTENT_LENGTH, EXPECT};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http_body::Body as _;
+use hyper::ext::ReasonPhrase;
 use model::{Code, DecisionId, Failure};
 use protocols::answer::Dialect;
+use protocols::http1::body::Reader;
+use protocols::http1::head::{self, Bounds, Fault, RequestHead, Scan};
+use protocols::http1::write::{self, Framing};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::Body;
-use super::activity::{Clock, Expired, Noticed};
-use super::hangup::{Tcp, Watched};
+use super::activity::{Activity, Clock, Expired};
+use super::hangup::{Tcp, Watch, is_closed};
+use super::incoming::{Inward, Lent};
 use super::interim::Interim;
-use super::own_answer::OwnAnswer;
-use super::slot::Slot;
 use super::tunnel::{self, Uplink};
-use super::{trailers, websocket};
+use super::wire::{Handle, Outgoing, Wire};
+use super::{Body, trailers, websocket};
 use crate::answer;
 use crate::call::{self, Connection};
-use crate::limits::HEADERS_DEFAULT;
+use crate::splice::reset;
 
 /// How long, and how much, is read and thrown away after the last answer.
 const LINGER_TIME: Duration = Duration::from_secs(2);
@@ -35,121 +36,363 @@ const LINGER_BYTES: usize = 64 << 20;
 
 /// Serves the requests of one connection, one after the other.
 pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Tcp + Unpin + 'static) {
+    let mut served = Served {
+        wire: Rc::new(Wire::new(io)),
+        inward: Rc::default(),
+        activity: connection.activity.clone(),
+        watch: Watch::default(),
+    };
+    let told = connection.told_to_end();
+    // In a set of its own, which polls it only when it was woken.
+    let mut ending = Ending { telling: FuturesUnordered::from_iter([told]), told: false };
     let limits = connection.worker.shared.limits;
-    let activity = connection.activity.clone();
-    let mut clock = Clock::new(activity.clone(), limits.head, limits.idle);
-    let (io, mut watch) = Watched::new(io);
-    let (io, held, current) = OwnAnswer::new(Noticed::new(io, activity.clone()));
-    let serving = connection.clone();
-    let agreed: Agreed = Rc::default();
-    let opening = agreed.clone();
-    let slot = Slot::default();
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (connection, current, agreed) = (serving.clone(), current.clone(), opening.clone());
-        // In a slot: the connection itself must stay movable, so that it can be taken apart at its end.
-        slot.run(async move {
-            let request = request.map(Body::from_http1);
-            let interim = current.begin();
-            let response = answer_one(&connection, request, interim, &agreed).await;
-            current.end();
-            Ok::<_, Infallible>(response)
-        })
-    });
-    let mut builder = Builder::new();
-    // The bounds in time are ours: hyper has one for a head and for a connection at rest.
-    builder
-        .preserve_header_case(true)
-        .auto_date_header(false)
-        .header_read_timeout(None)
-        .max_buf_size(limits.head_bytes);
-    if limits.headers != HEADERS_DEFAULT {
-        // Said only if it is another number: hyper then takes memory for each request.
-        builder.max_headers(limits.headers);
-    }
-    let mut served = builder.serve_connection(TokioIo::new(io), service);
-    let mut expired = None;
-    let ended = {
-        // In a set of its own, which polls it only when it was woken.
-        let mut ending = FuturesUnordered::from_iter([connection.told_to_end()]);
-        poll_fn(|cx| {
-            activity.turn();
-            if let Poll::Ready(Some(())) = ending.poll_next_unpin(cx) {
-                std::pin::Pin::new(&mut served).graceful_shutdown();
+    let mut clock = Clock::new(served.activity.clone(), limits.head, limits.idle);
+    loop {
+        let bounds = Bounds { bytes: limits.head_bytes, fields: limits.headers };
+        let request = match served.head(&mut clock, &mut ending, bounds).await {
+            Next::Request(request) => request,
+            Next::Over => break,
+            Next::Expired(Expired::Idle) => {
+                // A request that comes just now must not be lost without an answer: it gets none, which says so.
+                let _ = poll_fn(|cx| served.wire.poll_shutdown(cx)).await;
+                return;
             }
-            if let Poll::Ready(reason) = clock.poll(cx) {
-                expired = Some(reason);
-                return Poll::Ready(Some(Ok(())));
+            Next::Expired(Expired::Head) => {
+                let detail = format!("the request's header did not end within {} s", limits.head.as_secs());
+                served.refuse(&connection, &Failure::new(Code::RequestTimeout, detail)).await;
+                break;
             }
-            let ended = served.poll_without_shutdown(cx).map(Some);
-            // Its end is cancellation: what is open goes with the connection.
-            if ended.is_pending() { watch.poll_gone(cx).map(|()| None) } else { ended }
-        })
-        .await
-    };
-    activity.last_turn();
-    let Some(ended) = ended else {
-        tracing::debug!(stage = "protocol", "the application closed its side");
-        return;
-    };
-    drop(watch);
-    let parts = served.into_parts();
-    let mut io = parts.io.into_inner();
-    match expired {
-        // A request that comes just now must not be lost without an answer: it gets none, which says so.
-        Some(Expired::Idle) => return drop(io.shutdown().await),
-        Some(Expired::Head) => {
-            let failure = Failure::new(
-                Code::RequestTimeout,
-                format!("the request's header did not end within {} s", limits.head.as_secs()),
-            );
-            let _ = io.write_all(&refuse(&connection, &failure)).await;
-            return linger(&mut io).await;
-        }
-        None => {}
-    }
-    if let Some((uplink, down)) = agreed.take().filter(|_| ended.is_ok()) {
-        let (io, first) = io.into_parts(parts.read_buf);
-        return tunnel::serve(io, first, uplink, down).await;
-    }
-    if let Err(error) = ended {
-        tracing::debug!(stage = "protocol", %error, "the application's connection ended");
-        if let Some(failure) = held.is_refusal().then(|| unreadable(&error, held.fault())) {
-            let bytes = refuse(&connection, &failure);
-            held.discard();
-            let _ = io.write_all(&bytes).await;
+            Next::Unreadable(fault) => {
+                served.refuse(&connection, &unreadable(&fault, bounds)).await;
+                break;
+            }
+        };
+        match served.one(&connection, *request, &mut ending).await {
+            Then::Next => {}
+            Then::End => break,
+            Then::Gone => return tracing::debug!(stage = "protocol", "the application closed its side"),
+            Then::Tunnel(uplink, down) => {
+                let first = served.wire.with_unread(bytes::BytesMut::split).freeze();
+                return tunnel::serve(Handle(served.wire), first, uplink, down).await;
+            }
         }
     }
-    linger(&mut io).await;
+    linger(&mut Handle(served.wire)).await;
 }
 
-/// What an upgrade has agreed on: from then on the connection is a tunnel.
-type Agreed = Rc<Cell<Option<(Uplink, Body)>>>;
+/// One connection of the application.
+struct Served<T> {
+    wire: Rc<Wire<T>>,
+    /// The body of the request that is open.
+    inward: Rc<Inward>,
+    activity: Activity,
+    watch: Watch,
+}
 
-/// One request; if it asks for a WebSocket and gets one, `agreed` has both directions of it.
+/// What comes next on a connection.
+enum Next {
+    /// A request.
+    Request(Box<RequestHead>),
+    /// Nothing.
+    Over,
+    /// Nothing has come for too long.
+    Expired(Expired),
+    /// Bytes that are no request.
+    Unreadable(Fault),
+}
+
+/// What happens after an answer.
+enum Then {
+    /// The next request may come.
+    Next,
+    /// The connection ends.
+    End,
+    /// The application has ended it: what was open has gone with it.
+    Gone,
+    /// It is a tunnel from now on: both directions of it.
+    Tunnel(Uplink, Body),
+}
+
+/// Whether a connection is to end after its answer.
+struct Ending<F> {
+    telling: FuturesUnordered<F>,
+    told: bool,
+}
+
+impl<F: Future<Output = ()>> Ending<F> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> bool {
+        self.told = self.told || matches!(self.telling.poll_next_unpin(cx), Poll::Ready(Some(())));
+        self.told
+    }
+}
+
+/// What of a request decides how its answer is written.
+struct Asked {
+    version: Version,
+    head: bool,
+    /// Whether the connection may go on after the answer.
+    persists: bool,
+    /// Whether the application waits for leave to send its body.
+    waits: bool,
+}
+
+impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
+    /// Waits for the head of the next request.
+    async fn head(
+        &self,
+        clock: &mut Clock,
+        ending: &mut Ending<impl Future<Output = ()>>,
+        bounds: Bounds,
+    ) -> Next {
+        let mut scan = Scan::default();
+        poll_fn(|cx| {
+            loop {
+                let found = self.wire.with_unread(|unread| {
+                    let end = scan.end(unread, bounds)?;
+                    let read = end.map(|end| head::request(&unread.split_to(end).freeze(), scan.fields()));
+                    read.transpose().map_err(Fault::from)
+                });
+                match found {
+                    Ok(Some(request)) => return Poll::Ready(Next::Request(Box::new(request))),
+                    Ok(None) => {}
+                    Err(fault) => return Poll::Ready(Next::Unreadable(fault)),
+                }
+                match self.wire.poll_read_some(cx) {
+                    Poll::Ready(Ok(1..)) => self.activity.bytes_came(),
+                    Poll::Ready(_) => return Poll::Ready(Next::Over),
+                    Poll::Pending => break,
+                }
+            }
+            if ending.poll(cx) && self.wire.with_unread(|unread| unread.is_empty()) {
+                return Poll::Ready(Next::Over);
+            }
+            self.wire.rest();
+            clock.poll(cx).map(Next::Expired)
+        })
+        .await
+    }
+
+    /// Carries one request, and its answer.
+    async fn one(
+        &mut self,
+        connection: &Rc<Connection>,
+        head: RequestHead,
+        ending: &mut Ending<impl Future<Output = ()>>,
+    ) -> Then {
+        let (request, asked, interim) = self.begin(head);
+        let answered = {
+            let mut answering = pin!(answer_one(connection, request, &interim));
+            poll_fn(|cx| {
+                if let Poll::Ready(answered) = answering.as_mut().poll(cx) {
+                    return Poll::Ready(Some(answered));
+                }
+                if self.poll_interim(&interim, &asked, cx).is_err() {
+                    return Poll::Ready(None);
+                }
+                self.poll_gone(cx).map(|()| None)
+            })
+            .await
+        };
+        let Some((response, agreed)) = answered else { return Then::Gone };
+        let told = poll_fn(|cx| Poll::Ready(ending.poll(cx))).await;
+        self.answer(response, &asked, &interim, told, agreed).await
+    }
+
+    /// The request that a head begins.
+    fn begin(&self, head: RequestHead) -> (Request<Body>, Asked, Interim) {
+        let interim = Interim::default();
+        let RequestHead { method, target, fields } = head;
+        let asked = Asked {
+            version: fields.version,
+            head: method == Method::HEAD,
+            persists: fields.persists,
+            waits: fields.version == Version::HTTP_11 && fields.headers.contains_key(EXPECT),
+        };
+        interim.asked(fields.spelling);
+        let mut request = Request::new(self.body(Reader::of_request(fields.length)));
+        *request.method_mut() = method;
+        *request.uri_mut() = target;
+        *request.version_mut() = fields.version;
+        *request.headers_mut() = fields.headers;
+        (request, asked, interim)
+    }
+
+    /// The body of a request; it is one piece if all of it is there already.
+    fn body(&self, reader: Reader) -> Body {
+        let left = reader.left().and_then(|left| usize::try_from(left).ok());
+        if reader.is_over() {
+            self.inward.begin(reader);
+            return Body::Empty;
+        }
+        let whole = self.wire.with_unread(|unread| {
+            let left = left.filter(|left| *left <= unread.len())?;
+            Some(unread.split_to(left).freeze())
+        });
+        match whole {
+            Some(whole) => {
+                self.inward.begin(Reader::EMPTY);
+                Body::Full(whole)
+            }
+            None => {
+                self.inward.begin(reader);
+                Body::Watched(Box::new(Lent::new(self.wire.clone(), self.inward.clone())))
+            }
+        }
+    }
+
+    /// Relays the interim answers that have come. One of HTTP/1.0 knows none, and `100` is told to who waits for it.
+    fn poll_interim(&self, interim: &Interim, asked: &Asked, cx: &mut Context<'_>) -> io::Result<()> {
+        while let Poll::Ready(response) = interim.poll_next(cx) {
+            if asked.version == Version::HTTP_11 && (asked.waits || response.status() != StatusCode::CONTINUE)
+            {
+                self.wire.put_head(|out| write::interim(out, response.status(), response.headers()));
+            }
+        }
+        match self.wire.poll_flush(cx) {
+            Poll::Ready(flushed) => flushed,
+            Poll::Pending => Ok(()),
+        }
+    }
+
+    /// Ready once the application has closed its side, which is cancellation: what is open goes with the connection.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.inward.is_read() {
+            // Whoever waits for bytes of the body will see the end.
+            return Poll::Pending;
+        }
+        // What comes while a request is open is of the next one, and is read once.
+        if self.inward.is_over() && self.wire.with_unread(|unread| unread.is_empty()) {
+            match ready!(self.wire.poll_read_some(cx)) {
+                Ok(1..) => {}
+                _ => return Poll::Ready(()),
+            }
+        }
+        self.watch.poll_gone(cx, || self.wire.with_io(|io| is_closed(io.tcp())))
+    }
+
+    /// Writes an answer, and says what comes after it.
+    async fn answer(
+        &mut self,
+        response: Response<Body>,
+        asked: &Asked,
+        interim: &Interim,
+        told: bool,
+        agreed: Option<(Uplink, Body)>,
+    ) -> Then {
+        let (mut parts, body) = response.into_parts();
+        let framing = framing(&mut parts, &body, asked);
+        let closes = parts.headers.get(http::header::CONNECTION).is_some_and(|value| value == "close");
+        // Of a body that nobody takes any more, and that is not all there, nothing can be told from the next request.
+        let rest_is_lost = poll_fn(|cx| Poll::Ready(self.inward.poll_left(cx).is_ready())).await
+            && !self.inward.discard(&self.wire);
+        let keep = asked.persists
+            && !told
+            && !closes
+            && !rest_is_lost
+            && !self.inward.is_broken()
+            && framing != Framing::UntilEnd;
+        let reason = parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes);
+        self.wire.put_head(|out| {
+            interim.with_answered(|spelling| {
+                let line = (parts.status, reason);
+                write::answer(out, asked.version, line, &parts.headers, spelling, framing, keep);
+            });
+        });
+        let mut outgoing = Outgoing::new(body, framing);
+        let written = poll_fn(|cx| {
+            if let Poll::Ready(written) = outgoing.poll(&self.wire, cx) {
+                return Poll::Ready(Some(written));
+            }
+            self.poll_gone(cx).map(|()| None)
+        })
+        .await;
+        drop(outgoing);
+        match written {
+            None => return Then::Gone,
+            Some(Ok(())) => {}
+            Some(Err(stopped)) => {
+                tracing::debug!(stage = "protocol", ?stopped, "an answer stopped before its end");
+                if framing == Framing::UntilEnd {
+                    // Its end would look like that of the whole.
+                    self.wire.with_io(|io| reset(io.tcp()));
+                    return Then::Gone;
+                }
+                return Then::End;
+            }
+        }
+        if let Some((uplink, down)) = agreed {
+            return Then::Tunnel(uplink, down);
+        }
+        self.rest(keep).await
+    }
+
+    /// After an answer: somebody may still take the request's body.
+    async fn rest(&mut self, keep: bool) -> Then {
+        let left = poll_fn(|cx| match self.inward.poll_left(cx) {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending => self.poll_gone(cx).map(|()| false),
+        });
+        if !left.await {
+            return Then::Gone;
+        }
+        if keep && !self.inward.is_broken() && self.inward.discard(&self.wire) {
+            Then::Next
+        } else {
+            Then::End
+        }
+    }
+
+    /// Answers what could not be read; nothing is read after that.
+    async fn refuse(&self, connection: &Connection, failure: &Failure) {
+        self.wire.put_head(|out| out.extend_from_slice(&refuse(connection, failure)));
+        let _ = poll_fn(|cx| self.wire.poll_flush(cx)).await;
+    }
+}
+
+/// How an answer is framed. What its status or its method does not let it have is taken from it (RFC 9110 §§6.4.1, 8.6).
+fn framing(parts: &mut http::response::Parts, body: &Body, asked: &Asked) -> Framing {
+    if parts.status.is_informational() || parts.status == StatusCode::NO_CONTENT {
+        parts.headers.remove(CONTENT_LENGTH);
+        return Framing::None;
+    }
+    if asked.head || parts.status == StatusCode::NOT_MODIFIED {
+        return Framing::None;
+    }
+    let said = parts.headers.get(CONTENT_LENGTH).and_then(as_number);
+    match body.size_hint().exact().or(said) {
+        Some(length) => Framing::Length(length),
+        None if asked.version == Version::HTTP_11 => Framing::Chunked,
+        None => Framing::UntilEnd,
+    }
+}
+
+fn as_number(value: &HeaderValue) -> Option<u64> {
+    value.to_str().ok()?.parse().ok()
+}
+
+/// One request; if it asks for a WebSocket and gets one, with both directions of it.
 async fn answer_one(
     connection: &Rc<Connection>,
     mut request: Request<Body>,
-    interim: Interim,
-    agreed: &Agreed,
-) -> Response<Body> {
+    interim: &Interim,
+) -> (Response<Body>, Option<(Uplink, Body)>) {
     let Some(key) = websocket::mark_http1(&mut request) else {
-        let takes_trailers = request.version() == Version::HTTP_11 && trailers::are_taken(request.headers());
-        let response = call::exchange(connection, request, interim).await;
+        let takes_trailers = request.version() == Version::HTTP_11;
+        let response = call::exchange(connection, request, interim.clone()).await;
         let (parts, body) = response.into_parts();
         let dropped = &connection.worker.shared.metrics.trailers_dropped;
         let body = trailers::to_http1(body, &parts.headers, takes_trailers, dropped);
-        return Response::from_parts(parts, body);
+        return (Response::from_parts(parts, body), None);
     };
     let (uplink, up) = tunnel::uplink();
     *request.body_mut() = up;
-    let response = call::exchange(connection, request, interim).await;
+    let response = call::exchange(connection, request, interim.clone()).await;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return response;
+        return (response, None);
     }
     let (mut parts, down) = response.into_parts();
     websocket::agree_http1(&mut parts.headers, &key);
-    agreed.set(Some((uplink, down)));
-    Response::from_parts(parts, Body::Empty)
+    (Response::from_parts(parts, Body::Empty), Some((uplink, down)))
 }
 
 /// Ends the connection so that the last answer is read: a peer that still sends when we close is answered with a reset,
@@ -171,15 +414,20 @@ pub(crate) async fn linger(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
     let _ = tokio::time::timeout(LINGER_TIME, discard).await;
 }
 
-/// What was wrong with a request that never became one; `fault` if it was kept from hyper.
-fn unreadable(error: &hyper::Error, fault: Option<&'static str>) -> Failure {
-    if let Some(fault) = fault {
-        Failure::new(Code::MalformedRequest, format!("the request can be read in two ways: {fault}"))
-    } else if error.is_parse_too_large() {
-        Failure::new(Code::HeaderTooLarge, "the request's header has too many fields or bytes")
-            .because(error.to_string())
-    } else {
-        Failure::new(Code::MalformedRequest, "the request is not valid HTTP/1.1").because(error.to_string())
+/// What was wrong with a request that never became one.
+fn unreadable(fault: &Fault, bounds: Bounds) -> Failure {
+    match fault {
+        Fault::Malformed(why) => {
+            Failure::new(Code::MalformedRequest, format!("the request is not valid HTTP/1.1: {why}"))
+        }
+        Fault::TooLong(_) => {
+            let detail = format!("the request's header is longer than {} bytes", bounds.bytes);
+            Failure::new(Code::HeaderTooLarge, detail)
+        }
+        Fault::TooMany(_) => {
+            let detail = format!("the request's header has more than {} fields", bounds.fields);
+            Failure::new(Code::HeaderTooLarge, detail)
+        }
     }
 }
 

@@ -1,20 +1,20 @@
 //! What the two sides of one exchange tell each other beside the message: interim answers (1xx) on their way from the
-//! upstream to the application, the body that waits for one of them, and the code with which either gave up.
+//! upstream to the application, the body that waits for one of them, the code with which either gave up, and how the
+//! names of fields were spelt.
 //!
-//! RFC 9110 §15.2: a proxy forwards interim answers. Neither of our HTTP libraries does that by itself: hyper tells of
-//! them on the upstream's side only, and says `100 Continue` to the application whenever a body is first asked for.
+//! RFC 9110 §15.2: a proxy forwards interim answers.
 
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::task::AtomicWaker;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
+use protocols::http1::head::Spelling;
 
 use super::Body;
 use super::body::{BodyError, WatchedBody};
@@ -28,41 +28,34 @@ const QUEUE_MAX: usize = 16;
 
 /// Of one exchange; shared by its two sides.
 #[derive(Clone, Default)]
-pub struct Interim(Arc<Shared>);
+pub struct Interim(Rc<Shared>);
 
 #[derive(Default)]
 struct Shared {
-    queue: Mutex<VecDeque<Response<()>>>,
-    application: AtomicWaker,
-    gate: AtomicU8,
-    muted: AtomicBool,
-    body: AtomicWaker,
-    cancelled: AtomicU64,
-    given_up: AtomicU64,
+    queue: RefCell<VecDeque<Response<()>>>,
+    application: RefCell<Option<Waker>>,
+    /// Whether a body that waits may go.
+    open: Cell<bool>,
+    muted: Cell<bool>,
+    body: RefCell<Option<Waker>>,
+    cancelled: Cell<Option<h2::Reason>>,
+    given_up: Cell<Option<h2::Reason>>,
+    asked: RefCell<Option<Spelling>>,
+    answered: RefCell<Option<Spelling>>,
 }
-
-/// Nobody has said that the body is wanted.
-const SHUT: u8 = 0;
-/// The upstream has said so.
-const CONTINUED: u8 = 1;
-/// Nobody has, but the body is sent all the same; the application is not told `100`.
-const SILENT: u8 = 2;
-
-/// Beside the code: that there is one.
-const CANCELLED: u64 = 1 << 32;
 
 impl Interim {
     /// Relays nothing from now on but the bare `100`: what else an upstream says is not searched.
     pub fn mute(&self) {
-        self.0.muted.store(true, Ordering::Relaxed);
+        self.0.muted.set(true);
     }
 
     /// An interim answer has come from the upstream.
     pub fn push(&self, status: StatusCode, headers: &HeaderMap) {
         if status == StatusCode::CONTINUE {
-            self.open(CONTINUED);
+            self.open();
         }
-        let muted = self.0.muted.load(Ordering::Relaxed);
+        let muted = self.0.muted.get();
         if muted && status != StatusCode::CONTINUE {
             return;
         }
@@ -72,55 +65,72 @@ impl Interim {
             response.headers_mut().clone_from(headers);
         }
         protocols::http::strip_hop_by_hop(response.headers_mut());
-        response.headers_mut().remove(http::header::ALT_SVC);
-        let mut queue = self.0.queue.lock().unwrap_or_else(PoisonError::into_inner);
+        // RFC 9110 §8.6: an interim answer has no Content-Length.
+        for name in [http::header::ALT_SVC, http::header::CONTENT_LENGTH] {
+            response.headers_mut().remove(name);
+        }
+        let mut queue = self.0.queue.borrow_mut();
         if queue.len() < QUEUE_MAX {
             queue.push_back(response);
         }
         drop(queue);
-        self.0.application.wake();
+        wake(&self.0.application);
     }
 
     /// The application has reset its stream with this code.
     pub fn cancel(&self, reason: h2::Reason) {
-        self.0.cancelled.store(CANCELLED | u64::from(u32::from(reason)), Ordering::Release);
+        self.0.cancelled.set(Some(reason));
     }
 
     /// The code with which the application has reset its stream, if it has.
     pub fn cancelled(&self) -> Option<h2::Reason> {
-        let cancelled = self.0.cancelled.load(Ordering::Acquire);
-        (cancelled & CANCELLED != 0).then(|| h2::Reason::from(cancelled as u32))
+        self.0.cancelled.get()
     }
 
     /// The upstream has reset its stream with this code before its answer, and that is what the application is to see.
     pub fn give_up(&self, reason: h2::Reason) {
-        self.0.given_up.store(CANCELLED | u64::from(u32::from(reason)), Ordering::Release);
+        self.0.given_up.set(Some(reason));
     }
 
     /// The code of that, if so.
     pub fn given_up(&self) -> Option<h2::Reason> {
-        let given_up = self.0.given_up.load(Ordering::Acquire);
-        (given_up & CANCELLED != 0).then(|| h2::Reason::from(given_up as u32))
+        self.0.given_up.get()
     }
 
     /// The next one for the application; else wakes whoever polls when there is one.
     pub fn poll_next(&self, cx: &mut Context<'_>) -> Poll<Response<()>> {
-        self.0.application.register(cx.waker());
-        match self.0.queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() {
+        match self.0.queue.borrow_mut().pop_front() {
             Some(response) => Poll::Ready(response),
-            None => Poll::Pending,
+            None => {
+                register(&self.0.application, cx);
+                Poll::Pending
+            }
         }
     }
 
-    /// Whether the body goes on although the upstream never said `100`.
-    pub fn is_silent(&self) -> bool {
-        self.0.gate.load(Ordering::Acquire) == SILENT
+    /// How the application has spelt the names of the request's fields.
+    pub fn asked(&self, spelling: Spelling) {
+        *self.0.asked.borrow_mut() = Some(spelling);
     }
 
-    fn open(&self, how: u8) {
-        // The first opening counts.
-        let _ = self.0.gate.compare_exchange(SHUT, how, Ordering::AcqRel, Ordering::Acquire);
-        self.0.body.wake();
+    /// The same, for whoever writes them.
+    pub fn with_asked<R>(&self, write: impl FnOnce(Option<&Spelling>) -> R) -> R {
+        write(self.0.asked.borrow().as_ref())
+    }
+
+    /// How the upstream has spelt those of the answer's.
+    pub fn answered(&self, spelling: Spelling) {
+        *self.0.answered.borrow_mut() = Some(spelling);
+    }
+
+    /// The same, for whoever writes them.
+    pub fn with_answered<R>(&self, write: impl FnOnce(Option<&Spelling>) -> R) -> R {
+        write(self.0.answered.borrow().as_ref())
+    }
+
+    fn open(&self) {
+        self.0.open.set(true);
+        wake(&self.0.body);
     }
 
     /// A body that is not asked for before the upstream wants it.
@@ -142,13 +152,12 @@ struct Expecting {
 impl WatchedBody for Expecting {
     fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let shared = &self.interim.0;
-        if shared.gate.load(Ordering::Acquire) == SHUT {
-            shared.body.register(cx.waker());
-            if self.patience.as_mut().poll(cx).is_ready() {
-                self.interim.open(SILENT);
-            } else if shared.gate.load(Ordering::Acquire) == SHUT {
+        if !shared.open.get() {
+            if self.patience.as_mut().poll(cx).is_pending() {
+                register(&shared.body, cx);
                 return Poll::Pending;
             }
+            self.interim.open();
         }
         Pin::new(&mut self.body).poll_frame(cx)
     }
@@ -162,17 +171,15 @@ impl WatchedBody for Expecting {
     }
 }
 
-/// An interim answer as bytes of HTTP/1.1.
-pub fn as_http1(response: &Response<()>) -> Vec<u8> {
-    let status = response.status();
-    let reason = status.canonical_reason().unwrap_or_default();
-    let mut bytes = format!("HTTP/1.1 {} {reason}\r\n", status.as_u16()).into_bytes();
-    for (name, value) in response.headers() {
-        bytes.extend_from_slice(name.as_str().as_bytes());
-        bytes.extend_from_slice(b": ");
-        bytes.extend_from_slice(value.as_bytes());
-        bytes.extend_from_slice(b"\r\n");
+fn register(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {
+    let mut place = place.borrow_mut();
+    if !place.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+        *place = Some(cx.waker().clone());
     }
-    bytes.extend_from_slice(b"\r\n");
-    bytes
+}
+
+fn wake(place: &RefCell<Option<Waker>>) {
+    if let Some(waker) = place.take() {
+        waker.wake();
+    }
 }

@@ -13,14 +13,14 @@ pub mod hangup;
 pub mod head;
 pub mod http1;
 pub mod http2;
+pub mod incoming;
 pub mod interim;
-pub mod own_answer;
 pub mod pump;
 pub mod rewind;
-pub mod slot;
 pub mod trailers;
 pub mod tunnel;
 pub mod websocket;
 pub mod window;
+pub mod wire;
 
 pub use body::{Body, BodyError};

@@ -99,4 +99,8 @@ impl WatchedBody for Filtered {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+
+    fn is_cut(&self) -> bool {
+        self.body.is_cut()
+    }
 }

@@ -7,7 +7,7 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine as _;
 use h2::ext::Protocol;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, StatusCode, Version};
+use http::{HeaderMap, HeaderValue, Method, Request, Version};
 
 use super::Body;
 
@@ -72,11 +72,9 @@ pub fn ask_http2(request: &mut Request<Body>) {
     request.extensions_mut().insert(Protocol::from_static("websocket"));
 }
 
-/// Whether an HTTP/1.1 upstream has agreed as RFC 6455 §4.1 asks; `None` if it has refused in an ordinary way.
-pub fn agreed_http1(status: StatusCode, headers: &HeaderMap, expected: &HeaderValue) -> Option<bool> {
-    (status == StatusCode::SWITCHING_PROTOCOLS).then(|| {
-        has_token(headers, &UPGRADE, b"websocket") && headers.get(SEC_WEBSOCKET_ACCEPT) == Some(expected)
-    })
+/// Whether the 101 of an HTTP/1.1 upstream agrees as RFC 6455 §4.1 asks.
+pub fn is_agreed(headers: &HeaderMap, expected: &HeaderValue) -> bool {
+    has_token(headers, &UPGRADE, b"websocket") && headers.get(SEC_WEBSOCKET_ACCEPT) == Some(expected)
 }
 
 /// RFC 6455 §4.2.2: the accept value of a key.

@@ -1,4 +1,4 @@
-//! What failures of the HTTP libraries mean on the way to an upstream.
+//! What failures mean on the way to an upstream.
 
 use model::{Code, Failure};
 use rustls::AlertDescription;
@@ -10,17 +10,13 @@ pub fn bad_answer(detail: &str) -> Failure {
     Failure::new(Code::UpstreamBadAnswer, detail)
 }
 
-/// What a failure of hyper's means.
-pub fn http1_failure(error: hyper::Error) -> Failure {
-    if let Some(failure) = certificate_wanted(&error) {
-        return failure;
+/// The upstream's connection ended before its answer, in order or by an error.
+pub fn broken_off(error: Option<std::io::Error>) -> Failure {
+    let failure = bad_answer("the upstream closed the connection before its answer");
+    match error {
+        None => failure,
+        Some(error) => certificate_wanted(&error).unwrap_or_else(|| failure.because(error)),
     }
-    let detail = if error.is_parse() || error.is_parse_status() {
-        "the upstream's answer is not valid HTTP"
-    } else {
-        "the upstream closed the connection before its answer"
-    };
-    bad_answer(detail).because(error)
 }
 
 /// What a failure of h2's means.

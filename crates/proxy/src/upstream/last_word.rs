@@ -2,12 +2,12 @@
 //!
 //! A server that refuses a request, or in TLS 1.3 a client without a certificate, says so and closes at once. What the
 //! client has written by then is answered with a reset, so that its next write fails before the answer or the alert is
-//! read; h2 and hyper then give up, and the reason is lost. Here a failed write waits until the reading side has been
+//! read; who writes then gives up, and the reason is lost. Here a failed write waits until the reading side has been
 //! given all that had arrived.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -25,12 +25,14 @@ pub struct LastWord<T> {
     end: Option<io::Result<()>>,
     /// The reader has had its turn to see the end.
     offered: bool,
+    /// Who reads, if that is another than who writes.
+    reader: Option<Waker>,
 }
 
 impl<T> LastWord<T> {
     /// Wraps a connection; TLS must have been agreed.
     pub fn new(inner: T) -> Self {
-        Self { inner, read_ahead: BytesMut::new(), failed: None, end: None, offered: false }
+        Self { inner, read_ahead: BytesMut::new(), failed: None, end: None, offered: false, reader: None }
     }
 }
 
@@ -49,6 +51,10 @@ impl<T: AsyncRead + Unpin> LastWord<T> {
         }
         self.offered = self.end.is_some();
         cx.waker().wake_by_ref();
+        // What was read here would not wake it.
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
         Poll::Pending
     }
 
@@ -83,7 +89,15 @@ impl<T: AsyncRead + Unpin> AsyncRead for LastWord<T> {
         }
         match self.end.take() {
             Some(end) => Poll::Ready(end),
-            None => Pin::new(&mut self.inner).poll_read(cx, buf),
+            None => {
+                let polled = Pin::new(&mut self.inner).poll_read(cx, buf);
+                if polled.is_pending()
+                    && !self.reader.as_ref().is_some_and(|reader| reader.will_wake(cx.waker()))
+                {
+                    self.reader = Some(cx.waker().clone());
+                }
+                polled
+            }
         }
     }
 }

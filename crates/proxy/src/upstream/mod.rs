@@ -2,20 +2,20 @@
 //!
 //! [`resolve`] finds the addresses of the judged name ([`dns`] looks it up, [`address`] knows which may not be dialled),
 //! [`dial`] connects to one of them, through a [`corporate`] proxy if need be, and [`connect`] verifies it; [`pool`] keeps connections by all that they can remember,
-//! and [`send`] puts a request on one of them, in its version of HTTP ([`http1`], [`http2`]) or as a tunnel
+//! and [`send`] puts a request on one of them, in its version of HTTP ([`http1`], on an
+//! [`http1_connection`]; [`http2`]) or as a tunnel
 //! ([`websocket`]). [`once`] is for a request that no policy covers.
 
 pub mod address;
-pub mod checked;
 pub mod connect;
 pub mod corporate;
 #[cfg(test)]
 mod cross_talk;
 pub mod dial;
 pub mod dns;
-pub mod driven;
 pub mod failure;
 pub mod http1;
+pub mod http1_connection;
 pub mod http2;
 pub mod last_word;
 pub mod loan;

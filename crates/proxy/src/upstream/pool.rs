@@ -16,7 +16,7 @@ use model::destination::{HttpVersion, Resolution};
 use model::{Destination, HostName, SpiffeId, UnixMillis};
 use tokio::time::Instant;
 
-use super::driven::Driven;
+use super::http1_connection::Http1Connection;
 use super::http2::CROWDED;
 use crate::capture::accept::OriginalDestination;
 use crate::protocol::backlog::Backlog;
@@ -134,7 +134,7 @@ pub struct Origin {
 }
 
 struct Idle {
-    connection: Driven,
+    connection: Http1Connection,
     since: Instant,
 }
 
@@ -161,33 +161,18 @@ impl Origin {
         }
     }
 
-    /// Takes the connection that was used last, if one is still good. Whether the server has closed it meanwhile shows
+    /// Takes the connection that was used last, if one is still good. Whether the server closes it at this moment shows
     /// when it is used: then the request is given back.
-    pub fn take_http1(&self) -> Option<Driven> {
-        let mut idle = self.idle.borrow_mut();
+    pub fn take_http1(&self) -> Option<Http1Connection> {
         // Those that lie here for longest are at the beginning; they are closed by the sweep.
-        let mut at = idle.len();
-        while at > 0 {
-            at -= 1;
-            if idle[at].connection.is_closed() {
-                idle.remove(at);
-            } else if idle[at].connection.is_ready() {
-                // One whose upload goes on after its answer is not ready yet; it will be, so it stays.
-                let taken = idle.remove(at);
-                return (taken.since.elapsed() < IDLE_TIME).then_some(taken.connection);
-            }
-        }
-        None
+        let taken = self.idle.borrow_mut().pop()?;
+        (taken.since.elapsed() < IDLE_TIME).then_some(taken.connection)
     }
 
     /// Gives a connection back after its answer has been read to the end.
-    pub fn put_http1(&self, mut connection: Driven) {
-        if !connection.is_ready() {
-            // Nobody polls it here.
-            connection.detach();
-        }
+    pub fn put_http1(&self, connection: Http1Connection) {
         let mut idle = self.idle.borrow_mut();
-        if !connection.is_closed() && idle.len() < IDLE_MAX {
+        if idle.len() < IDLE_MAX {
             idle.push(Idle { connection, since: Instant::now() });
         }
     }
@@ -244,10 +229,8 @@ impl Origin {
     }
 
     fn sweep(&self) -> bool {
-        self.idle.borrow_mut().retain_mut(|idle| {
-            idle.connection.work();
-            !idle.connection.is_closed() && idle.since.elapsed() < IDLE_TIME
-        });
+        let is_good = |idle: &Idle| !idle.connection.is_closed() && idle.since.elapsed() < IDLE_TIME;
+        self.idle.borrow_mut().retain(is_good);
         self.forget_ended();
         self.idle.borrow().is_empty() && self.multiplexed.borrow().is_empty()
     }

@@ -12,7 +12,7 @@ use prometheus::IntCounter;
 use super::SendFailure;
 use super::connect::{self, Link};
 use super::dial::Dialler;
-use super::driven::Driven;
+use super::http1_connection::Http1Connection;
 use super::http2::start_http2;
 use super::last_word::LastWord;
 use super::pool::{Http2Sender, Origin};
@@ -49,7 +49,7 @@ pub struct Sender<'a> {
 
 /// A connection that can take a request, by what it speaks.
 pub(super) enum Fresh {
-    Http1(Driven),
+    Http1(Http1Connection),
     Http2(Http2Sender),
 }
 
@@ -140,13 +140,13 @@ impl Sender<'_> {
             Link::Plain(stream) if self.begins_with_http2(offer) => {
                 start_http2(stream).await.map(Fresh::Http2)
             }
-            Link::Plain(stream) => Driven::start(stream).await.map(Fresh::Http1),
+            Link::Plain(stream) => Ok(Fresh::Http1(Http1Connection::new(stream))),
             Link::Tls(stream, version) => {
                 if offer.contains(&HttpVersion::Http2) {
                     self.origin.learn(version);
                 }
                 match version {
-                    HttpVersion::Http1 => Driven::start(*stream).await.map(Fresh::Http1),
+                    HttpVersion::Http1 => Ok(Fresh::Http1(Http1Connection::new(*stream))),
                     HttpVersion::Http2 => start_http2(*stream).await.map(Fresh::Http2),
                 }
             }

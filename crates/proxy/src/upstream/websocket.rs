@@ -8,18 +8,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body::{Frame, SizeHint};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use model::destination::HttpVersion;
 use model::{Code, Failure};
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
 use super::SendFailure;
-use super::checked::Checked;
 use super::connect::Link;
-use super::failure::{bad_answer, http1_failure};
+use super::failure::bad_answer;
 use super::http1::to_http1;
+use super::http1_connection::{Http1Connection, Switched};
 use super::pool::Http2Sender;
 use super::send::{Fresh, Sender};
 use crate::protocol::body::{BodyError, WatchedBody};
@@ -27,9 +24,6 @@ use crate::protocol::{Body, tunnel, websocket};
 
 /// How long a new connection may take to say whether it knows extended CONNECT.
 const SETTINGS: Duration = Duration::from_secs(1);
-
-trait Io: AsyncRead + AsyncWrite + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Unpin> Io for T {}
 
 impl Sender<'_> {
     /// Asks for the tunnel by the application's version where the server can, else by the other. The answer that agrees
@@ -49,8 +43,8 @@ impl Sender<'_> {
             return self.extended_connect(request).await;
         }
         match Box::pin(self.link(&[HttpVersion::Http1])).await {
-            Ok(Link::Plain(stream)) => self.upgrade(Box::new(stream), request).await,
-            Ok(Link::Tls(stream, _)) => self.upgrade(stream, request).await,
+            Ok(Link::Plain(stream)) => self.upgrade(Http1Connection::new(stream), request).await,
+            Ok(Link::Tls(stream, _)) => self.upgrade(Http1Connection::new(*stream), request).await,
             Err(_) if self.origin.is_http1_refused() => self.extended_connect(request).await,
             Err(failure) => Err(failure.into()),
         }
@@ -74,56 +68,25 @@ impl Sender<'_> {
 
     async fn upgrade(
         &self,
-        io: Box<dyn Io>,
+        connection: Http1Connection,
         mut request: Box<Request<Body>>,
     ) -> Result<Response<Body>, SendFailure> {
         to_http1(&mut request, Some(self.origin));
         let expected = websocket::ask_http1(request.headers_mut());
-        let (parts, up) = request.into_parts();
-        let head = Request::from_parts(parts, Body::Empty);
-        let (io, heads) = Checked::new(io);
-        heads.expect();
-        let started = http1::Builder::new().preserve_header_case(true).handshake(TokioIo::new(io)).await;
-        let (mut sender, mut connection) = started.map_err(http1_failure)?;
-        let mut ended = None;
-        let answer = {
-            let mut answer = std::pin::pin!(sender.send_request(head));
-            let both = std::future::poll_fn(|cx| {
-                // The connection moves only while it is polled, and must not be polled after its end.
-                if ended.is_none()
-                    && let Poll::Ready(end) = connection.poll_without_shutdown(cx)
-                {
-                    ended = Some(end);
-                }
-                answer.as_mut().poll(cx)
-            });
-            self.in_time(both).await?.map_err(http1_failure)?
+        let up = std::mem::replace(request.body_mut(), Body::Empty);
+        let switching = connection.switch(request, self.interim, self.trailers_dropped);
+        let (answer, first, io) = match self.in_time(switching).await?? {
+            Switched::No(answer) => return Ok(answer),
+            Switched::Yes(answer, first, io) => (answer, first, io),
         };
-        match websocket::agreed_http1(answer.status(), answer.headers(), &expected) {
-            Some(true) => {}
-            Some(false) => return Err(bad_answer("the upstream's handshake is not one of WebSocket").into()),
-            None => {
-                let driver = tokio::task::spawn_local(async move {
-                    let _ = connection.await;
-                });
-                return Ok(answer.map(|body| {
-                    let task = Task(driver.abort_handle());
-                    Body::Watched(Box::new(Kept { body: Body::from_http1(body), _task: task }))
-                }));
-            }
+        if !websocket::is_agreed(answer.headers(), &expected) {
+            return Err(bad_answer("the upstream's handshake is not one of WebSocket").into());
         }
-        if ended.is_none() {
-            let end = std::future::poll_fn(|cx| connection.poll_without_shutdown(cx)).await;
-            end.map_err(http1_failure)?;
-        }
-        let parts = connection.into_parts();
-        let (reading, writing) = tokio::io::split(parts.io.into_inner());
+        let (reading, writing) = tokio::io::split(io);
         let upload = tokio::task::spawn_local(tunnel::upload(writing, up));
-        let body = tunnel::downlink(parts.read_buf, reading);
+        let body = tunnel::downlink(first, reading);
         let kept = Kept { body, _task: Task(upload.abort_handle()) };
-        let (mut head, _) = answer.into_parts();
-        head.extensions.clear();
-        Ok(Response::from_parts(head, Body::Watched(Box::new(kept))))
+        Ok(answer.map(|()| Body::Watched(Box::new(kept))))
     }
 }
 
