@@ -87,13 +87,15 @@ fn a_websocket_is_cut_within_a_second_of_a_block() {
 fn interim_answers_are_relayed() {
     let (_world, _edge, billing) = started();
     // The upstream in the application's version, and in the other.
-    for (version, first, port) in [
-        ("--http1.1", "HTTP/1.1 103", BOTH),
-        ("--http2", "HTTP/2 103", BOTH),
-        ("--http1.1", "HTTP/1.1 103", ONLY_HTTP2),
-        ("--http1.1", "HTTP/1.1 103", RAW),
+    for (version, first, port, path) in [
+        ("--http1.1", "HTTP/1.1 103", BOTH, "/early"),
+        ("--http2", "HTTP/2 103", BOTH, "/early"),
+        ("--http1.1", "HTTP/1.1 103", ONLY_HTTP2, "/early"),
+        ("--http1.1", "HTTP/1.1 103", RAW, "/early"),
+        // The answer comes in one breath with them.
+        ("--http1.1", "HTTP/1.1 103", RAW, "/early-at-once"),
     ] {
-        let answer = billing.edge(port, "/early").args([version, "-v"]).send().unwrap();
+        let answer = billing.edge(port, path).args([version, "-v"]).send().unwrap();
         assert_eq!((answer.status, answer.text().as_str()), (200, "after the hints"), "{answer:?}");
         assert!(answer.error.contains(first), "{version} {port}: {}", answer.error);
         let told = answer.error.to_lowercase();

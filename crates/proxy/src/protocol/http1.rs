@@ -183,11 +183,13 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
         let answered = {
             let mut answering = pin!(answer_one(connection, request, &interim));
             poll_fn(|cx| {
-                if let Poll::Ready(answered) = answering.as_mut().poll(cx) {
-                    return Poll::Ready(Some(answered));
-                }
+                let answered = answering.as_mut().poll(cx);
+                // What has come with the answer goes before it.
                 if self.poll_interim(&interim, &asked, cx).is_err() {
                     return Poll::Ready(None);
+                }
+                if let Poll::Ready(answered) = answered {
+                    return Poll::Ready(Some(answered));
                 }
                 self.poll_gone(cx).map(|()| None)
             })
