@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use model::audit::{Gap, What};
@@ -45,10 +45,12 @@ struct OldControl {
     heard: Mutex<Vec<Message>>,
     /// After this the rest of a watch is said.
     later: Notify,
+    /// Whether the workload is gone: nothing is told it any more.
+    gone: bool,
 }
 
 impl OldControl {
-    async fn start(release: Release) -> (Arc<Self>, SocketAddr) {
+    async fn start(release: Release, gone: bool) -> (Arc<Self>, SocketAddr) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -66,8 +68,8 @@ impl OldControl {
             .unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (refusals, heard, later) = (Mutex::new(1), Mutex::default(), Notify::new());
-        let old = Arc::new(Self { release, root, issuer, refusals, heard, later });
+        let (refusals, heard) = (Mutex::new(u32::from(!gone)), Mutex::default());
+        let old = Arc::new(Self { release, root, issuer, refusals, heard, later: Notify::new(), gone });
         let answering = old.clone();
         let handler = move |asked| {
             let old = answering.clone();
@@ -132,6 +134,13 @@ impl OldControl {
     }
 
     async fn watch(&self, mut asked: Asked) {
+        if self.gone {
+            self.hear(&mut asked).await;
+            let end = [("grpc-status", "7"), ("countersign-code", Code::WorkloadGone.as_str())];
+            *asked.end.lock().unwrap() =
+                end.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+            return;
+        }
         let said = self.said("watch");
         let mut slices = 0;
         for number in 1..=said.answers.len() {
@@ -190,45 +199,70 @@ fn acknowledges_a_version(message: &Message) -> bool {
     message.has("ack") && message.text().contains("version:")
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn this_proxy_works_under_the_control_plane_of_an_earlier_release() {
-    service::tls_provider::install();
-    let log = service::telemetry::init("off", service::telemetry::Format::Text).unwrap();
-    for release in Release::all().unwrap() {
-        let works = works_under(release, log.clone());
-        tokio::time::timeout(2 * SOON, works).await.expect("something did not come to pass");
+/// A proxy's session, without the rest of the proxy.
+struct Proxy {
+    session: Arc<Session>,
+    caller: Arc<CallerState>,
+    audit: Audit,
+    _found: tokio::sync::watch::Sender<Redirect>,
+    directory: tempfile::TempDir,
+}
+
+fn log() -> service::telemetry::LogHandle {
+    static LOG: OnceLock<service::telemetry::LogHandle> = OnceLock::new();
+    LOG.get_or_init(|| service::telemetry::init("off", service::telemetry::Format::Text).unwrap()).clone()
+}
+
+impl Proxy {
+    /// Not running yet, and with which settings it would.
+    fn new(old: &OldControl, address: SocketAddr) -> (Self, impl Fn() -> SessionConfig) {
+        service::tls_provider::install();
+        let directory = tempfile::tempdir().unwrap();
+        let state = Arc::new(StateDir::open(&directory.path().join("state")).unwrap());
+        let token = directory.path().join("token");
+        std::fs::write(&token, "e30.e30.e30").unwrap();
+        let trust = Arc::new(Trust::new(vec![old.root.clone()], None, &state).unwrap());
+        let config = move || SessionConfig {
+            address: Address::parse(&format!("https://localhost:{}", address.port())).unwrap(),
+            trust: trust.clone(),
+            evidence: Evidence { kind: "kubernetes", token: token.clone() },
+            socket: SocketOptions { mark: None },
+        };
+        let (cache, _orders) = credential::cache();
+        let caller = Arc::new(CallerState::new(Arc::new(cache)));
+        let registry = prometheus::Registry::new();
+        let audit = Audit::open(&directory.path().join("spool"), 8 << 20, false, &registry).unwrap();
+        let (_found, redirect) = tokio::sync::watch::channel(Redirect::default());
+        let session =
+            Session::new(config(), caller.clone(), state, audit.clone(), log(), redirect, &registry).unwrap();
+        (Self { session, caller, audit, _found, directory }, config)
+    }
+
+    async fn reports(&self) {
+        self.audit.write(What::Gap(Gap { count: Some(1), reason: "torn_tail".to_owned() })).unwrap();
+        until(|| self.audit.pending() == 0).await;
     }
 }
 
-async fn works_under(release: Release, log: service::telemetry::LogHandle) {
-    let (old, address) = OldControl::start(release).await;
-    let directory = tempfile::tempdir().unwrap();
-    let state = Arc::new(StateDir::open(&directory.path().join("state")).unwrap());
-    let token = directory.path().join("token");
-    std::fs::write(&token, "e30.e30.e30").unwrap();
-    let config = SessionConfig {
-        address: Address::parse(&format!("https://localhost:{}", address.port())).unwrap(),
-        trust: Arc::new(Trust::new(vec![old.root.clone()], None, &state).unwrap()),
-        evidence: Evidence { kind: "kubernetes", token },
-        socket: SocketOptions { mark: None },
-    };
-    understands_a_refusal(&old, &config, &state).await;
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn this_proxy_works_under_the_control_plane_of_an_earlier_release() {
+    for release in Release::all().unwrap() {
+        tokio::time::timeout(2 * SOON, works_under(release)).await.expect("something did not come to pass");
+    }
+}
 
-    let (cache, _orders) = credential::cache();
-    let caller = Arc::new(CallerState::new(Arc::new(cache)));
-    let registry = prometheus::Registry::new();
-    let audit = Audit::open(&directory.path().join("spool"), 8 << 20, false, &registry).unwrap();
-    let (_found, redirect) = tokio::sync::watch::channel(Redirect::default());
-    let session =
-        Session::new(config, caller.clone(), state, audit.clone(), log, redirect, &registry).unwrap();
+async fn works_under(release: Release) {
+    let (old, address) = OldControl::start(release, false).await;
+    let (proxy, config) = Proxy::new(&old, address);
+    let (session, caller) = (&proxy.session, &proxy.caller);
+    understands_a_refusal(&old, &config(), proxy.directory.path()).await;
     let running = tokio::spawn(session.clone().run());
 
-    decides_by_the_policy(&old, &caller).await;
-    let grant = gets_a_credential(&old, &caller, &session).await;
-    audit.write(What::Gap(Gap { count: Some(1), reason: "torn_tail".to_owned() })).unwrap();
-    until(|| audit.pending() == 0).await;
+    decides_by_the_policy(&old, caller).await;
+    let grant = gets_a_credential(&old, caller, session).await;
+    proxy.reports().await;
     let report = old.heard("ReportRequest").remove(0);
-    assert_eq!((report.get("first").as_u64(), report.text_of("stream")), (Some(1), audit.stream()));
+    assert_eq!((report.get("first").as_u64(), report.text_of("stream")), (Some(1), proxy.audit.stream()));
 
     old.later.notify_one();
     until(|| caller.is_revoked(&grant)).await;
@@ -239,10 +273,27 @@ async fn works_under(release: Release, log: service::telemetry::LogHandle) {
     running.abort();
 }
 
-async fn understands_a_refusal(old: &OldControl, config: &SessionConfig, state: &StateDir) {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_workload_that_is_gone_still_reports_what_it_did_and_asks_for_nothing_more() {
+    let release = Release::all().unwrap().remove(0);
+    let (old, address) = OldControl::start(release, true).await;
+    let (proxy, _) = Proxy::new(&old, address);
+    let running = tokio::spawn(proxy.session.clone().run());
+    until(|| !old.heard("WatchRequest").is_empty()).await;
+    for _ in 0..3 {
+        proxy.reports().await;
+    }
+    assert!(proxy.caller.snapshot().is_none());
+    assert!(proxy.session.trouble().borrow().is_empty(), "nothing else went wrong");
+    let starts = old.heard("WatchRequest").iter().filter(|said| said.has("start")).count();
+    assert_eq!(starts, 1, "it is asked for again in a minute, not while it reports");
+    running.abort();
+}
+
+async fn understands_a_refusal(old: &OldControl, config: &SessionConfig, directory: &std::path::Path) {
     let said = old.said("attest-refused");
     let client = channel::connect(&config.address, &config.trust, None, config.socket).await.unwrap();
-    let key = attest::channel_key(state).unwrap();
+    let key = attest::channel_key(&StateDir::open(&directory.join("other")).unwrap()).unwrap();
     let now = UnixMillis::from_system(std::time::SystemTime::now());
     let Err(failure) = attest::attest(client, &config.evidence, &key, now).await else {
         panic!("it was refused");
