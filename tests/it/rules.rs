@@ -87,18 +87,25 @@ fn the_rules_refuse_what_they_say_and_nothing_else() {
 }
 
 #[test]
-fn what_the_rules_refuse_the_command_line_refuses_with_the_same_words() {
+fn the_command_line_says_the_same_words_and_takes_the_same() {
     for (object, says) in objects("refused.yaml") {
-        let document = resources::Document::from_custom_resource(&object);
-        let found: Vec<String> = match document {
-            Ok(document) => {
-                let mut set = resources::Set::default();
-                set.insert(document.clone());
-                let found = resources::validate(std::slice::from_ref(&document), &set);
-                found.iter().map(|found| found.message.clone()).collect()
-            }
-            Err(found) => found.iter().map(|found| found.message.clone()).collect(),
-        };
+        let found = of_the_command_line(&object);
         assert!(found.iter().any(|found| found.contains(&says)), "{object}: {found:?}");
     }
+    for (object, _) in objects("taken.yaml") {
+        assert_eq!(of_the_command_line(&object), Vec::<String>::new(), "{object}");
+    }
+}
+
+/// What `countersign apply` says is wrong with an object.
+fn of_the_command_line(object: &Value) -> Vec<String> {
+    let found = resources::Document::from_custom_resource(object).and_then(|document| {
+        let mut set = resources::Set::default();
+        set.insert(document.clone());
+        match resources::validate(&[document], &set) {
+            found if found.is_empty() => Ok(()),
+            found => Err(found),
+        }
+    });
+    found.err().into_iter().flatten().map(|found| found.message).collect()
 }
