@@ -507,7 +507,7 @@ async fn carry(
             Box::pin(arm(connection, &facts, id, &mut judged)).instrument(debug_span!("credential")).await?
         }
     };
-    let replay = Replay::of(&parts, &body);
+    let may_repeat = body.is_end_stream();
     // 7 rewrite
     let standing = debug_span!("rewrite")
         .in_scope(|| rewritten(&way, &judged.destination, grant.as_deref(), &mut parts));
@@ -520,7 +520,7 @@ async fn carry(
     // 8 upstream
     let connection = connection.clone();
     let act = Act { connection, asked, facts, judged, grant, open_call, way, _room: room };
-    act.send(parts, body, replay).instrument(debug_span!("upstream")).await
+    act.send(parts, body, may_repeat).instrument(debug_span!("upstream")).await
 }
 
 /// Stage 7, on the request's head; returns what the application had sent in headers that we own.
@@ -752,15 +752,6 @@ fn note_standing(connection: &Connection, id: DecisionId, judged: &Judged, stand
     }
 }
 
-/// A request that can be sent a second time: kept only if it has no body.
-struct Replay(Parts);
-
-impl Replay {
-    fn of(parts: &Parts, body: &Body) -> Option<Self> {
-        body.is_end_stream().then(|| Self(parts.clone()))
-    }
-}
-
 /// A call that is allowed, recorded, and about to be made.
 struct Act {
     connection: Rc<Connection>,
@@ -774,12 +765,13 @@ struct Act {
 }
 
 impl Act {
-    /// Stage 8, with one more try if the upstream does not take our credential.
+    /// Stage 8, with one more try if the upstream does not take our credential. Only a request without a body may be
+    /// sent a second time.
     async fn send(
         mut self,
         parts: Parts,
         body: Body,
-        replay: Option<Replay>,
+        may_repeat: bool,
     ) -> Result<Response<Body>, Box<Refused>> {
         let limits = self.connection.worker.shared.limits;
         let is_tunnel = parts.extensions.get::<WebSocket>().is_some();
@@ -796,10 +788,10 @@ impl Act {
             self.asked.interim.mute();
         }
         let request = Box::new(Request::from_parts(parts, Guarded::up(body, open.clone())));
-        let mut response = self.dispatch(&open, request, replay.as_ref()).await?;
+        let mut response = self.dispatch(&open, request, may_repeat).await?;
         if response.status() == StatusCode::UNAUTHORIZED
-            && let Some(replay) = replay
-            && let Some(second) = Box::pin(self.second_try(&open, replay)).await
+            && may_repeat
+            && let Some(second) = Box::pin(self.second_try(&open)).await
         {
             response = second;
         }
@@ -816,7 +808,7 @@ impl Act {
         &mut self,
         open: &Rc<Open>,
         request: Box<Request<Body>>,
-        replay: Option<&Replay>,
+        may_repeat: bool,
     ) -> Result<Response<Body>, Box<Refused>> {
         let worker = self.connection.worker.clone();
         let original = self.way.original.clone();
@@ -828,7 +820,9 @@ impl Act {
         };
         if let Ok(Err(failed)) = &mut sent
             && failed.untouched
-            && let Some(again) = failed.unsent.take().or_else(|| Some(self.again(replay?)))
+            && let Some(again) = failed.unsent.take().or_else(|| {
+                may_repeat.then(|| self.asked.interim.take_sent().map(|sent| self.again(sent)))?
+            })
         {
             let mut sending = Box::pin(sender.send(again, self.connection.version));
             sent = open.unless_cut(sending.as_mut()).await;
@@ -848,16 +842,16 @@ impl Act {
     }
 
     /// The request once more, with the credential of this moment.
-    fn again(&self, replay: &Replay) -> Box<Request<Body>> {
-        let mut parts = replay.0.clone();
-        let _ = rewritten(&self.way, &self.judged.destination, self.grant.as_deref(), &mut parts);
-        Box::new(Request::from_parts(parts, Body::Empty))
+    fn again(&self, mut sent: Parts) -> Box<Request<Body>> {
+        let _ = rewritten(&self.way, &self.judged.destination, self.grant.as_deref(), &mut sent);
+        Box::new(Request::from_parts(sent, Body::Empty))
     }
 
     /// The upstream did not take our credential: drop it, get another, try once; at most once a minute for each.
-    async fn second_try(&mut self, open: &Rc<Open>, replay: Replay) -> Option<Response<Body>> {
+    async fn second_try(&mut self, open: &Rc<Open>) -> Option<Response<Body>> {
         let state = self.connection.caller.clone()?;
         let refused = self.grant.clone()?;
+        let sent = self.asked.interim.take_sent()?;
         if !state.credentials().may_replace(&refused) {
             return None;
         }
@@ -871,8 +865,8 @@ impl Act {
         self.close(CallResult::Completed, Some(StatusCode::UNAUTHORIZED.as_u16()), None, (0, 0));
         self.grant = Some(grant);
         self.open_call = second;
-        let again = self.again(&replay);
-        Box::pin(self.dispatch(open, again, None)).await.ok()
+        let again = self.again(sent);
+        Box::pin(self.dispatch(open, again, false)).await.ok()
     }
 
     /// Judges this exchange again, for as long as it is open.
@@ -910,6 +904,13 @@ impl Act {
             self.close(CallResult::Completed, Some(status), None, open.bytes());
             self.connection.worker.shared.metrics.completed();
             return Response::from_parts(parts, Body::Empty);
+        }
+        if let Body::Full(whole) = &body {
+            // All of it is here: there is nothing to count, or to cut.
+            let (up, down) = open.bytes();
+            self.close(CallResult::Completed, Some(status), None, (up, down + whole.len() as u64));
+            self.connection.worker.shared.metrics.completed();
+            return Response::from_parts(parts, body);
         }
         if is_event_stream(&parts.headers) {
             open.be_patient(self.connection.worker.shared.limits.stream);

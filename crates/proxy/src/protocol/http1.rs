@@ -36,20 +36,20 @@ const LINGER_BYTES: usize = 64 << 20;
 
 /// Serves the requests of one connection, one after the other.
 pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite + Tcp + Unpin + 'static) {
+    let limits = connection.worker.shared.limits;
     let mut served = Served {
         wire: Rc::new(Wire::new(io)),
         inward: Rc::default(),
+        clock: Clock::new(connection.activity.clone(), limits.head, limits.idle),
         activity: connection.activity.clone(),
         watch: Watch::default(),
     };
     let told = connection.told_to_end();
     // In a set of its own, which polls it only when it was woken.
     let mut ending = Ending { telling: FuturesUnordered::from_iter([told]), told: false };
-    let limits = connection.worker.shared.limits;
-    let mut clock = Clock::new(served.activity.clone(), limits.head, limits.idle);
     loop {
         let bounds = Bounds { bytes: limits.head_bytes, fields: limits.headers };
-        let request = match served.head(&mut clock, &mut ending, bounds).await {
+        let request = match served.head(&mut ending, bounds).await {
             Next::Request(request) => request,
             Next::Over => break,
             Next::Expired(Expired::Idle) => {
@@ -86,6 +86,7 @@ struct Served<T> {
     /// The body of the request that is open.
     inward: Rc<Inward>,
     activity: Activity,
+    clock: Clock,
     watch: Watch,
 }
 
@@ -138,12 +139,7 @@ struct Asked {
 
 impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
     /// Waits for the head of the next request.
-    async fn head(
-        &self,
-        clock: &mut Clock,
-        ending: &mut Ending<impl Future<Output = ()>>,
-        bounds: Bounds,
-    ) -> Next {
+    async fn head(&mut self, ending: &mut Ending<impl Future<Output = ()>>, bounds: Bounds) -> Next {
         let mut scan = Scan::default();
         poll_fn(|cx| {
             loop {
@@ -167,7 +163,7 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
                 return Poll::Ready(Next::Over);
             }
             self.wire.rest();
-            clock.poll(cx).map(Next::Expired)
+            self.clock.poll(cx).map(Next::Expired)
         })
         .await
     }
@@ -272,6 +268,14 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
         self.watch.poll_gone(cx, || self.wire.with_io(|io| is_closed(io.tcp())))
     }
 
+    /// Ready also when the application takes nothing of its answer for as long as a connection may rest.
+    fn poll_lost(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.poll_gone(cx) {
+            Poll::Ready(()) => Poll::Ready(()),
+            Poll::Pending => self.clock.poll(cx).map(|_| ()),
+        }
+    }
+
     /// Writes an answer, and says what comes after it.
     async fn answer(
         &mut self,
@@ -305,7 +309,7 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
             if let Poll::Ready(written) = outgoing.poll(&self.wire, cx) {
                 return Poll::Ready(Some(written));
             }
-            self.poll_gone(cx).map(|()| None)
+            self.poll_lost(cx).map(|()| None)
         })
         .await;
         drop(outgoing);
@@ -332,7 +336,7 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
     async fn rest(&mut self, keep: bool) -> Then {
         let left = poll_fn(|cx| match self.inward.poll_left(cx) {
             Poll::Ready(()) => Poll::Ready(true),
-            Poll::Pending => self.poll_gone(cx).map(|()| false),
+            Poll::Pending => self.poll_lost(cx).map(|()| false),
         });
         if !left.await {
             return Then::Gone;

@@ -1,6 +1,6 @@
 //! What the two sides of one exchange tell each other beside the message: interim answers (1xx) on their way from the
-//! upstream to the application, the body that waits for one of them, the code with which either gave up, and how the
-//! names of fields were spelt.
+//! upstream to the application, the body that waits for one of them, the code with which either gave up, how the names
+//! of fields were spelt, and what was sent.
 //!
 //! RFC 9110 §15.2: a proxy forwards interim answers.
 
@@ -12,6 +12,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use protocols::http1::head::Spelling;
@@ -40,6 +41,7 @@ struct Shared {
     body: RefCell<Option<Waker>>,
     cancelled: Cell<Option<h2::Reason>>,
     given_up: Cell<Option<h2::Reason>>,
+    sent: RefCell<Option<Parts>>,
     asked: RefCell<Option<Spelling>>,
     answered: RefCell<Option<Spelling>>,
 }
@@ -106,6 +108,16 @@ impl Interim {
                 Poll::Pending
             }
         }
+    }
+
+    /// The head of the request as it was sent, should it have to be sent again.
+    pub fn sent(&self, head: Parts) {
+        *self.0.sent.borrow_mut() = Some(head);
+    }
+
+    /// That head.
+    pub fn take_sent(&self) -> Option<Parts> {
+        self.0.sent.take()
     }
 
     /// How the application has spelt the names of the request's fields.

@@ -152,9 +152,11 @@ impl Http1Connection {
                 write::request(out, (&parts.method, &parts.uri), &parts.headers, spelling, framing);
             });
         });
+        let method = parts.method.clone();
+        interim.sent(parts);
         let mut upload = Some(Outgoing::new(body, framing));
         let head = link.exchange(&mut upload, interim).await?;
-        Ok((head, parts.method, upload))
+        Ok((head, method, upload))
     }
 }
 

@@ -80,6 +80,9 @@ impl Sender<'_> {
         let ended = body.is_end_stream();
         // The head once more, for a body that may be had back; of a tunnel nothing is sent twice.
         let spare = (!ended && parts.extensions.get::<WebSocket>().is_none()).then(|| parts.clone());
+        if ended {
+            self.interim.sent(parts.clone());
+        }
         let head = Request::from_parts(parts, ());
         let place = sender.place();
         let (mut answer, sink) = sender.sender.send_request(head, ended).map_err(failed)?;
