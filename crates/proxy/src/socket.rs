@@ -2,8 +2,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 
 use socket2::{Domain, Protocol, Socket, Type};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
 /// How the redirect tells the proxy's sockets from the application's.
@@ -39,3 +42,27 @@ pub fn bind_udp(address: SocketAddr, options: &SocketOptions) -> io::Result<UdpS
     socket.bind(&address.into())?;
     UdpSocket::from_std(socket.into())
 }
+
+/// A connection of ours, below TLS.
+pub struct Dialled<T> {
+    inner: T,
+}
+
+impl<T> Dialled<T> {
+    /// Wraps a connection.
+    pub const fn new(inner: T) -> Self {
+        Self { inner }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Dialled<T> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_read(cx, buf)
+    }
+}
+
+crate::delegate::delegate_writes!(Dialled);

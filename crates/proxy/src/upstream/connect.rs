@@ -15,6 +15,7 @@ use super::last_word::LastWord;
 use super::pool::Origin;
 use super::roots::Roots;
 use super::tls_failure::tls_failure;
+use crate::socket::Dialled;
 
 /// How long one address may take to accept a connection, and a server to complete a handshake.
 #[derive(Clone, Copy, Debug)]
@@ -28,7 +29,7 @@ pub struct Patience {
 /// A connection to an upstream, verified if it is TLS.
 pub enum Link {
     /// TLS, and the version of HTTP that was agreed.
-    Tls(Box<LastWord<TlsStream<TcpStream>>>, HttpVersion),
+    Tls(Box<LastWord<TlsStream<Dialled<TcpStream>>>>, HttpVersion),
     /// Without TLS, to a destination that says `insecure`.
     Plain(LastWord<TcpStream>),
 }
@@ -51,7 +52,7 @@ pub async fn secure(
     let server = ServerName::try_from(name.as_str().to_owned()).map_err(|e| {
         Failure::new(Code::UpstreamTls, format!("{name} can't be verified as a name")).because(e)
     })?;
-    let connecting = TlsConnector::from(client.config).connect(server, stream);
+    let connecting = TlsConnector::from(client.config).connect(server, Dialled::new(stream));
     let tls = match timeout(patience, connecting).await {
         Ok(Ok(tls)) => tls,
         Ok(Err(error)) => return Err(tls_failure(name, &client.shown, error)),
