@@ -19,7 +19,7 @@ use crate::capture::{accept, explicit};
 use crate::config::{OnFull, Redirected, Settings};
 use crate::credential;
 use crate::limits::Limits;
-use crate::memory::Budget;
+use crate::memory::{self, Budget};
 use crate::metrics::Metrics;
 use crate::session::{self, Session};
 use crate::socket::SocketOptions;
@@ -36,6 +36,7 @@ use crate::worker::{Door, Shared, Worker, now};
 /// # Errors
 /// If something that is needed can't be had; what is wrong with it is said.
 pub fn serve(settings: &Settings) -> anyhow::Result<()> {
+    memory::keep_reserve();
     service::tls_provider::install();
     let log = telemetry::init(&settings.log, settings.log_format)?;
     service::process::harden().context("the process could not be made unreadable for others")?;
