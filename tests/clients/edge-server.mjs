@@ -40,7 +40,9 @@ function answer(request, response) {
     case '/refused-once':
       if (!refused.has(url.search) && response.stream) {
         refused.add(url.search);
-        return void response.stream.close(http2.constants.NGHTTP2_REFUSED_STREAM);
+        const refuse = () => response.stream.close(http2.constants.NGHTTP2_REFUSED_STREAM);
+        // One with a body once something of it has come.
+        return void (request.method === 'POST' ? request.once('data', refuse) : refuse());
       }
       return void response.end('second time');
     case '/hold':

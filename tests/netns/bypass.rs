@@ -120,14 +120,23 @@ fn a_bypass_ends_by_itself_also_without_the_control_plane() {
     assert_eq!(world.seen().unwrap().count, count);
 }
 
+/// Waits until the control plane knows of all that has happened.
+fn all_is_told(billing: &mut Workload) {
+    // The gauge is set ten times a second.
+    std::thread::sleep(Duration::from_millis(250));
+    eventually(SOON, || billing.proxy().metric("countersign_spool_events", "").unwrap() == 0.0);
+}
+
 #[test]
 fn a_block_wins_over_a_bypass() {
     let mut world = World::started(Egress::Enforce).unwrap();
-    let billing = world.billing().unwrap();
+    let mut billing = world.billing().unwrap();
     assert!(begin(&world, "10m").success());
     billing.eventually(SECOND, untouched, |answer| answer.exit == 0).unwrap();
     for (target, code) in [("workload/billing", "CS5007"), ("destination/payments-api", "CS5007")] {
+        all_is_told(&mut billing);
         let before = events(&world, "passed").len();
+        let billing = &billing;
         let held = std::thread::scope(|scope| {
             let held = scope.spawn(|| {
                 let became = billing.flood(&["idle", "--seconds", "40"]).unwrap();

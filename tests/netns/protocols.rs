@@ -167,7 +167,7 @@ fn a_refused_stream_is_tried_once_more() {
     let (world, _edge, billing) = started();
     let answer = billing.edge(BOTH, "/refused-once?a").http2().send().unwrap();
     assert_eq!((answer.status, answer.text().as_str()), (200, "second time"), "{answer:?}");
-    // With a body that may have begun, it is not.
+    // With a body that has begun, it is not.
     let post = billing.edge(BOTH, "/refused-once?b").http2().method("POST").body("x");
     refused(&post.send().unwrap(), 502, "CS8005");
     assert_eq!(world.edge_seen().unwrap()["requests"].as_array().unwrap().len(), 3);
