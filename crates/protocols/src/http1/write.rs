@@ -29,6 +29,12 @@ pub enum Wrong {
     Shorter,
 }
 
+/// The length that a head says, as it was read or made.
+#[must_use]
+pub fn said_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
 /// The head of a request to a server, in origin-form or as it is.
 pub fn request(
     out: &mut Vec<u8>,

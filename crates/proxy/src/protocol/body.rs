@@ -88,6 +88,11 @@ impl fmt::Display for BodyError {
 impl std::error::Error for BodyError {}
 
 impl Body {
+    /// A message's body that has come as a whole.
+    pub fn whole(bytes: Bytes) -> Self {
+        if bytes.is_empty() { Self::Empty } else { Self::Full(bytes) }
+    }
+
     /// Whether it was cut.
     pub fn is_cut(&self) -> bool {
         matches!(self, Self::Watched(body) if body.is_cut())

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use futures_util::stream::{FuturesUnordered, StreamExt as _};
 use http::header::{CONTENT_LENGTH, EXPECT};
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version};
+use http::{Method, Request, Response, StatusCode, Version};
 use http_body::Body as _;
 use hyper::ext::ReasonPhrase;
 use model::{Code, DecisionId, Failure};
@@ -63,7 +63,7 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
                 break;
             }
             Next::Unreadable(fault) => {
-                served.refuse(&connection, &unreadable(&fault, bounds)).await;
+                served.refuse(&connection, &unreadable(&fault)).await;
                 break;
             }
         };
@@ -217,25 +217,8 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
 
     /// The body of a request; it is one piece if all of it is there already.
     fn body(&self, reader: Reader) -> Body {
-        let left = reader.left().and_then(|left| usize::try_from(left).ok());
-        if reader.is_over() {
-            self.inward.begin(reader);
-            return Body::Empty;
-        }
-        let whole = self.wire.with_unread(|unread| {
-            let left = left.filter(|left| *left <= unread.len())?;
-            Some(unread.split_to(left).freeze())
-        });
-        match whole {
-            Some(whole) => {
-                self.inward.begin(Reader::EMPTY);
-                Body::Full(whole)
-            }
-            None => {
-                self.inward.begin(reader);
-                Body::Watched(Box::new(Lent::new(self.wire.clone(), self.inward.clone())))
-            }
-        }
+        let lent = || Body::Watched(Box::new(Lent::new(self.wire.clone(), self.inward.clone())));
+        self.inward.begin(reader, &self.wire).map_or_else(lent, Body::whole)
     }
 
     /// Relays the interim answers that have come. One of HTTP/1.0 knows none, and `100` is told to who waits for it.
@@ -289,8 +272,7 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
         let framing = framing(&mut parts, &body, asked);
         let closes = parts.headers.get(http::header::CONNECTION).is_some_and(|value| value == "close");
         // Of a body that nobody takes any more, and that is not all there, nothing can be told from the next request.
-        let rest_is_lost = poll_fn(|cx| Poll::Ready(self.inward.poll_left(cx).is_ready())).await
-            && !self.inward.discard(&self.wire);
+        let rest_is_lost = self.inward.is_left() && !self.inward.discard(&self.wire);
         let keep = asked.persists
             && !told
             && !closes
@@ -364,16 +346,11 @@ fn framing(parts: &mut http::response::Parts, body: &Body, asked: &Asked) -> Fra
     if asked.head || parts.status == StatusCode::NOT_MODIFIED {
         return Framing::None;
     }
-    let said = parts.headers.get(CONTENT_LENGTH).and_then(as_number);
-    match body.size_hint().exact().or(said) {
+    match body.size_hint().exact().or_else(|| write::said_length(&parts.headers)) {
         Some(length) => Framing::Length(length),
         None if asked.version == Version::HTTP_11 => Framing::Chunked,
         None => Framing::UntilEnd,
     }
-}
-
-fn as_number(value: &HeaderValue) -> Option<u64> {
-    value.to_str().ok()?.parse().ok()
 }
 
 /// One request; if it asks for a WebSocket and gets one, with both directions of it.
@@ -421,17 +398,17 @@ pub(crate) async fn linger(io: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
 }
 
 /// What was wrong with a request that never became one.
-fn unreadable(fault: &Fault, bounds: Bounds) -> Failure {
+fn unreadable(fault: &Fault) -> Failure {
     match fault {
         Fault::Malformed(why) => {
             Failure::new(Code::MalformedRequest, format!("the request is not valid HTTP/1.1: {why}"))
         }
-        Fault::TooLong(_) => {
-            let detail = format!("the request's header is longer than {} bytes", bounds.bytes);
+        Fault::TooLong(bytes) => {
+            let detail = format!("the request's header is longer than {bytes} bytes");
             Failure::new(Code::HeaderTooLarge, detail)
         }
-        Fault::TooMany(_) => {
-            let detail = format!("the request's header has more than {} fields", bounds.fields);
+        Fault::TooMany(fields) => {
+            let detail = format!("the request's header has more than {fields} fields");
             Failure::new(Code::HeaderTooLarge, detail)
         }
     }

@@ -38,9 +38,15 @@ impl Default for Inward {
 }
 
 impl Inward {
-    /// Begins another body.
-    pub fn begin(&self, reader: Reader) {
-        *self.reader.borrow_mut() = reader;
+    /// Begins another body; gives it as one piece if all of it has come.
+    pub fn begin<T>(&self, reader: Reader, wire: &Wire<T>) -> Option<Bytes> {
+        let left = reader.left().and_then(|left| usize::try_from(left).ok());
+        let whole = wire.with_unread(|unread| match left.filter(|left| *left <= unread.len())? {
+            0 => Some(Bytes::new()),
+            left => Some(unread.split_to(left).freeze()),
+        });
+        *self.reader.borrow_mut() = if whole.is_some() { Reader::EMPTY } else { reader };
+        whole
     }
 
     /// Whether all of it was taken.
@@ -58,9 +64,14 @@ impl Inward {
         self.reading.get()
     }
 
-    /// Ready once nobody takes any more of it.
+    /// Whether nobody takes any more of it.
+    pub fn is_left(&self) -> bool {
+        !self.lent.get() || self.is_over() || self.broken.get()
+    }
+
+    /// Ready once nobody does.
     pub fn poll_left(&self, cx: &mut Context<'_>) -> Poll<()> {
-        if !self.lent.get() || self.is_over() || self.broken.get() {
+        if self.is_left() {
             return Poll::Ready(());
         }
         *self.waiting.borrow_mut() = Some(cx.waker().clone());

@@ -10,7 +10,6 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use http::header::CONTENT_LENGTH;
 use http::{Method, Request, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
@@ -171,7 +170,7 @@ pub enum Switched {
 /// A request's framing, by what it says itself where it does. A body that may come has a length of 0 rather than none
 /// (RFC 9110 §8.6).
 fn framing_of(parts: &http::request::Parts, body: &Body) -> Framing {
-    let said = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let said = write::said_length(&parts.headers);
     match body.size_hint().exact().or(said) {
         Some(0) if said.is_none() && !may_have_body(&parts.method) => Framing::None,
         Some(length) => Framing::Length(length),
@@ -282,17 +281,13 @@ impl Link {
 
     /// The body of an answer; one piece if all of it has come.
     fn body(self: Rc<Self>, reader: Reader) -> Body {
-        let whole = self.wire.with_unread(|unread| {
-            let left = usize::try_from(reader.left()?).ok().filter(|left| *left <= unread.len())?;
-            Some(unread.split_to(left).freeze())
-        });
-        let Some(whole) = whole else {
-            self.answer.begin(reader);
-            return Body::Watched(Box::new(Answer(Some(self))));
-        };
-        self.answer.begin(Reader::EMPTY);
-        self.over();
-        if whole.is_empty() { Body::Empty } else { Body::Full(whole) }
+        match self.answer.begin(reader, &self.wire) {
+            None => Body::Watched(Box::new(Answer(Some(self)))),
+            Some(whole) => {
+                self.over();
+                Body::whole(whole)
+            }
+        }
     }
 
     /// Gives the upload a task. It ends with the answer, unless that was read to its end.
