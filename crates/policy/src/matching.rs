@@ -38,17 +38,21 @@ fn is_everything(template: &str) -> bool {
 /// Whether a path matches a template: `*` is one segment, `**` any number of them, also none.
 #[must_use]
 pub fn template_matches(template: &str, path: &str) -> bool {
-    // Most paths are of another template, which this shows without a look at their segments.
-    let Some(literal) = template.as_bytes().array_windows().position(|pair| pair == b"/*") else {
-        return template.starts_with('/') && template == path;
-    };
-    if !path.starts_with(&template[..literal]) {
-        return false;
+    // Most paths are of another template, which one of the first bytes shows.
+    let mut at = 0;
+    while !template.as_bytes()[at..].starts_with(b"/*") {
+        match (template.as_bytes().get(at), path.as_bytes().get(at)) {
+            (None, None) => return template.starts_with('/'),
+            (Some(want), Some(have)) if want == have => at += 1,
+            _ => return false,
+        }
     }
-    let (Some(template), Some(path)) = (template.strip_prefix('/'), path.strip_prefix('/')) else {
-        return false;
-    };
-    segments_match(Some(template), Some(path))
+    let (template, rest) = (&template[at + 1..], &path.as_bytes()[at..]);
+    match rest {
+        [] => path.starts_with('/') && segments_match(Some(template), None),
+        [b'/', ..] => path.starts_with('/') && segments_match(Some(template), Some(&path[at + 1..])),
+        _ => false,
+    }
 }
 
 /// Matches segment by segment; `None` is nothing left at all. Where a segment does not fit, only the last `**` takes one
@@ -83,8 +87,8 @@ fn segment_fits(want: &str, have: &str) -> bool {
 }
 
 fn split(text: &str) -> (&str, Option<&str>) {
-    match text.split_once('/') {
-        Some((first, rest)) => (first, Some(rest)),
+    match text.as_bytes().iter().position(|byte| *byte == b'/') {
+        Some(end) => (&text[..end], Some(&text[end + 1..])),
         None => (text, None),
     }
 }
@@ -92,15 +96,16 @@ fn split(text: &str) -> (&str, Option<&str>) {
 /// Whether two readers could take the path for two things.
 #[must_use]
 pub fn is_ambiguous(path: &str) -> bool {
-    let Some(rest) = path.strip_prefix('/') else { return true };
-    let last = rest.split('/').count() - 1;
-    let segment_bad = |(index, segment): (usize, &str)| {
-        let empty = segment.is_empty() && index != last;
-        empty || segment == "." || segment == ".."
-    };
-    rest.split('/').enumerate().any(segment_bad)
-        || path.bytes().any(|byte| !byte.is_ascii_graphic() || b"\\;?#".contains(&byte))
-        || has_ambiguous_escape(path.as_bytes())
+    let [b'/', rest @ ..] = path.as_bytes() else { return true };
+    let mut segments = rest.split(|byte| *byte == b'/').peekable();
+    while let Some(segment) = segments.next() {
+        let is_empty = segment.is_empty() && segments.peek().is_some();
+        if is_empty || segment == b"." || segment == b".." {
+            return true;
+        }
+    }
+    rest.iter().any(|byte| !byte.is_ascii_graphic() || matches!(byte, b'\\' | b';' | b'?' | b'#'))
+        || has_ambiguous_escape(rest)
 }
 
 /// An escape that is not one, or that stands for a byte which some readers undo before they split the path: a dot, a

@@ -1,6 +1,6 @@
 //! The evaluator: what a slice says of one request, and why.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -8,6 +8,7 @@ use cedar_policy::{
     Authorizer, Context, Decision as CedarDecision, Entities, Entity, EntityUid, Policy, PolicyId, PolicySet,
     Request, Response, RestrictedExpression,
 };
+use foldhash::HashMap;
 use model::decision::{Decision, Miss, NearMiss, Verdict};
 use model::name::HostPattern;
 use model::request::{Action, RequestFacts};
@@ -123,7 +124,7 @@ impl Snapshot {
             }
         }
         let destinations: Vec<Arc<Destination>> = slice.destinations.iter().cloned().map(Arc::new).collect();
-        let (mut exact, mut wildcard) = (HashMap::<_, Vec<_>>::new(), HashMap::<_, Vec<_>>::new());
+        let (mut exact, mut wildcard) = (HashMap::<_, Vec<_>>::default(), HashMap::<_, Vec<_>>::default());
         for (index, destination) in destinations.iter().enumerate() {
             for host in &destination.hosts {
                 match host {
@@ -137,7 +138,7 @@ impl Snapshot {
             .enumerate()
             .map(|(index, destination)| (destination.name.clone(), concern(&slice, &sees, index)))
             .collect();
-        let decided = Decided { caller: Arc::new(slice.caller.clone()), decisions: HashMap::new() };
+        let decided = Decided { caller: Arc::new(slice.caller.clone()), decisions: HashMap::default() };
         Ok(Self {
             slice,
             destinations,
@@ -251,7 +252,7 @@ impl Snapshot {
     fn remember(&self, caller: &Arc<Caller>, key: Key, decision: &Arc<Decision>) {
         self.decided.rcu(|decided| {
             let keep = decided.caller == *caller && decided.decisions.len() < DECIDED_MAX;
-            let mut decisions = if keep { decided.decisions.clone() } else { HashMap::new() };
+            let mut decisions = if keep { decided.decisions.clone() } else { HashMap::default() };
             decisions.insert(key.clone(), decision.clone());
             Decided { caller: caller.clone(), decisions }
         });

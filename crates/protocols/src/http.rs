@@ -47,19 +47,20 @@ impl From<Malformed> for Unclear {
     }
 }
 
-/// The one authority of a request (RFC 9112 §3.2, RFC 9113 §8.3.1).
+/// The one authority of a request (RFC 9112 §3.2, RFC 9113 §8.3.1). `expected` is the name that it will have most of the
+/// time, which then need not be read again.
 ///
 /// # Errors
 /// If there is none, if there are several that differ, or if it has user information.
-pub fn authority_of(parts: &Parts) -> Result<Authority, Unclear> {
+pub fn authority_of(parts: &Parts, expected: Option<&HostName>) -> Result<Authority, Unclear> {
     let mut hosts = parts.headers.get_all(HOST).iter();
     let from_host = match (hosts.next(), hosts.next()) {
         (None, _) => None,
-        (Some(host), None) => Some(host_value(host)?),
+        (Some(host), None) => Some(host_value(host, expected)?),
         (Some(_), Some(_)) => return Err(Malformed("the request has two Host fields").into()),
     };
     let from_target =
-        parts.uri.authority().map(|authority| parse_authority(authority.as_str())).transpose()?;
+        parts.uri.authority().map(|authority| authority_in(authority.as_str(), expected)).transpose()?;
     match (from_target, from_host) {
         // RFC 9112 §3.2: a request of HTTP/1.1 without Host is refused, even in absolute-form.
         (_, None) if parts.version == Version::HTTP_11 => {
@@ -71,8 +72,15 @@ pub fn authority_of(parts: &Parts) -> Result<Authority, Unclear> {
     }
 }
 
-fn host_value(value: &HeaderValue) -> Result<Authority, Malformed> {
-    parse_authority(value.to_str().map_err(|_| Malformed("the Host field is not ASCII"))?)
+fn host_value(value: &HeaderValue, expected: Option<&HostName>) -> Result<Authority, Malformed> {
+    authority_in(value.to_str().map_err(|_| Malformed("the Host field is not ASCII"))?, expected)
+}
+
+fn authority_in(text: &str, expected: Option<&HostName>) -> Result<Authority, Malformed> {
+    match expected {
+        Some(name) if name.as_str() == text => Ok(Authority { host: Host::Name(name.clone()), port: None }),
+        _ => parse_authority(text),
+    }
 }
 
 /// Reads `host`, `host:port`, `[v6]`, `[v6]:port`.
@@ -178,26 +186,35 @@ pub fn check_answer(headers: &HeaderMap) -> Result<(), Malformed> {
 /// Removes what ends at this hop (RFC 9110 §7.6.1): `Connection` and what it names, and the fields that are of one
 /// connection by nature. `TE: trailers` stays, because we carry trailers.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
-    const ALWAYS: [HeaderName; 4] = [
+    static ALWAYS: [HeaderName; 4] = [
         TRANSFER_ENCODING,
         UPGRADE,
         HeaderName::from_static("keep-alive"),
         HeaderName::from_static("proxy-connection"),
     ];
-    // Most messages have none of them; one look at all names costs less than to look for each.
-    if !headers.keys().any(|name| [CONNECTION, TE].contains(name) || ALWAYS.contains(name)) {
-        return;
+    // Most messages have one of them or none; one look at all names costs less than to look for each.
+    let (mut connection, mut te, mut always) = (false, false, false);
+    for name in headers.keys() {
+        match name.as_str() {
+            "connection" => connection = true,
+            "te" => te = true,
+            "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection" => always = true,
+            _ => {}
+        }
     }
-    if headers.contains_key(CONNECTION) {
+    if connection {
         for name in connection_names(headers) {
             headers.remove(name);
         }
         headers.remove(CONNECTION);
     }
-    for name in ALWAYS {
-        headers.remove(name);
+    if always {
+        for name in &ALWAYS {
+            headers.remove(name);
+        }
     }
-    if let Some(te) = headers.remove(TE)
+    if te
+        && let Some(te) = headers.remove(TE)
         && te.as_bytes().split(|b| *b == b',').any(|t| t.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     {
         headers.insert(TE, HeaderValue::from_static("trailers"));
@@ -296,10 +313,13 @@ mod tests {
             (two, "https://a.example/", &[("host", "b.example")], None),
         ];
         for (version, uri, fields, expected) in cases {
-            let authority = authority_of(&parts(version, uri, fields)).ok();
+            let parts = parts(version, uri, fields);
+            let authority = authority_of(&parts, None).ok();
             let expected = expected
                 .map(|(name, port)| Authority { host: Host::Name(HostName::new(name).unwrap()), port });
             assert_eq!(authority, expected, "{uri} {fields:?}");
+            let name = HostName::new("a.example").unwrap();
+            assert_eq!(authority_of(&parts, Some(&name)).ok(), expected, "expected: {uri} {fields:?}");
         }
         assert_eq!(
             parse_authority("[::ffff:127.0.0.1]:80"),

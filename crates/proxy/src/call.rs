@@ -27,7 +27,9 @@ use model::decision::NearMiss;
 use model::destination::HttpVersion;
 use model::request::Action;
 use model::slice::{Egress, ProviderFace};
-use model::{Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, Verdict};
+use model::{
+    Caller, Code, Decision, DecisionId, Destination, Failure, RequestFacts, ResourceRef, UnixMillis, Verdict,
+};
 use policy::{Question, Snapshot};
 use protocols::answer::Dialect;
 use tokio::time::Instant;
@@ -41,7 +43,9 @@ use crate::capture::accept::{Captured, OriginalDestination};
 use crate::credential::{Ask, Grant, Key};
 use crate::exchange::{End, Guarded, Open, why_stopped};
 use crate::forward;
+use crate::limits::Limits;
 use crate::memory::Reserved;
+use crate::moment::Moment;
 use crate::passage;
 use crate::policy::{Route, route_http, route_tls, route_unknown};
 use crate::protocol::activity::{Activity, Busy};
@@ -403,13 +407,14 @@ pub async fn exchange(
     let id = DecisionId(rand::random());
     let (parts, body) = request.into_parts();
     let asker = Asker { dialect: Dialect::of(&parts), head: parts.method == Method::HEAD };
-    let begun = Asked { id, started, interim, _busy: connection.activity.begin() };
-    let response = match carry(connection, begun, parts, body).await {
+    let begun = Asked { id, started, interim, busy: connection.activity.begin() };
+    match carry(connection, begun, parts, body).await {
         Ok(response) => response,
-        Err(refused) => refuse(connection, id, asker, *refused),
-    };
-    connection.worker.shared.metrics.answered_after(started.elapsed().as_secs_f64());
-    response
+        Err(refused) => {
+            connection.worker.shared.metrics.answered_after(started.elapsed());
+            refuse(connection, id, asker, *refused)
+        }
+    }
 }
 
 /// A call that is not made, with what is known of it.
@@ -467,7 +472,16 @@ pub struct Asked {
     started: Instant,
     /// Where interim answers go.
     pub interim: Interim,
-    _busy: Busy,
+    busy: Busy,
+}
+
+impl Asked {
+    /// The head of its answer is here: counts how long that took, and says when it was.
+    pub fn answered(&self, worker: &Worker) -> Instant {
+        let now = Instant::now();
+        worker.shared.metrics.answered_after(now - self.started);
+        now
+    }
 }
 
 async fn carry(
@@ -493,18 +507,22 @@ async fn carry(
         .map_err(|f| Refused::before_judgement(f, &parts))?;
     let facts = Rc::new(facts);
     // 4 identity, 5 policy
-    unless_bypassed(connection, &facts)?;
-    let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts))?;
+    let now = Moment::now();
+    unless_bypassed(connection, &facts, now.wall())?;
+    let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts, now.wall()))?;
     searchable(&parts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     // 6 credential
     let way = connection.way(&facts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
-    let at_hand = at_hand(connection, &judged, &way).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
-    let (grant, way) = match at_hand {
-        Credential::None => (None, way),
-        Credential::Held(grant) => (Some(grant), way),
+    let at_hand =
+        at_hand(connection, &judged, &way, now).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
+    let (grant, way, now) = match at_hand {
+        Credential::None => (None, way, now),
+        Credential::Held(grant) => (Some(grant), way, now),
         // Boxed: to wait for one is rare, and its state would make every request's future large.
         Credential::Missing(_) => {
-            Box::pin(arm(connection, &facts, id, &mut judged)).instrument(debug_span!("credential")).await?
+            let arming = Box::pin(arm(connection, &facts, id, &mut judged));
+            let (grant, way) = arming.instrument(debug_span!("credential")).await?;
+            (grant, way, Moment::now())
         }
     };
     let may_repeat = body.is_end_stream();
@@ -515,8 +533,8 @@ async fn carry(
     let body = trailers::clean(body, Some(owned), &connection.worker.shared.metrics.trailers_dropped);
     note_standing(connection, id, &judged, &standing);
     // 9 audit: the intent
-    let open_call =
-        debug_span!("audit").in_scope(|| intend(connection, id, &facts, &judged, &way, grant.as_deref()))?;
+    let open_call = debug_span!("audit")
+        .in_scope(|| intend(connection, id, now.wall(), &facts, &judged, &way, grant.as_deref()))?;
     // 8 upstream
     let connection = connection.clone();
     let act = Act { connection, asked, facts, judged, grant, open_call, way, _room: room };
@@ -551,15 +569,8 @@ fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<
         let detail = format!("the application has {} requests open", limits.requests);
         return Err(Failure::new(Code::TooManyRequests, detail));
     }
-    // Of HTTP/1 both are counted where it is read; of HTTP/2 here.
-    let head: usize = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
-    if head > limits.head_bytes {
-        let detail = format!("the request's header is longer than {} bytes", limits.head_bytes);
-        return Err(Failure::new(Code::HeaderTooLarge, detail));
-    }
-    if parts.headers.len() > limits.headers {
-        let detail = format!("the request's header has more than {} fields", limits.headers);
-        return Err(Failure::new(Code::HeaderTooLarge, detail));
+    if connection.version == HttpVersion::Http2 {
+        head_within_limits(limits, &parts.headers)?;
     }
     // What is announced is known before anything is sent; a body of unknown length is cut at the limit.
     if body.size_hint().lower() > limits.body_bytes {
@@ -569,9 +580,27 @@ fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<
     worker.room()
 }
 
+/// Of HTTP/2; a head of HTTP/1 is counted where it is read.
+fn head_within_limits(limits: &Limits, headers: &http::HeaderMap) -> Result<(), Failure> {
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum();
+    if bytes > limits.head_bytes {
+        let detail = format!("the request's header is longer than {} bytes", limits.head_bytes);
+        return Err(Failure::new(Code::HeaderTooLarge, detail));
+    }
+    if headers.len() > limits.headers {
+        let detail = format!("the request's header has more than {} fields", limits.headers);
+        return Err(Failure::new(Code::HeaderTooLarge, detail));
+    }
+    Ok(())
+}
+
 /// While the workload is bypassed nothing is injected, also not on what was opened before: such a connection is being
 /// ended, and a request that comes all the same is sent to another one.
-fn unless_bypassed(connection: &Connection, facts: &Rc<RequestFacts>) -> Result<(), Box<Refused>> {
+fn unless_bypassed(
+    connection: &Connection,
+    facts: &Rc<RequestFacts>,
+    now: UnixMillis,
+) -> Result<(), Box<Refused>> {
     let Some(snapshot) = connection.caller.as_ref().and_then(|caller| caller.snapshot()) else {
         return Ok(());
     };
@@ -579,7 +608,7 @@ fn unless_bypassed(connection: &Connection, facts: &Rc<RequestFacts>) -> Result<
         return Ok(());
     }
     let asked = OriginalDestination::named(facts.host.clone(), facts.port);
-    match bypass::of_connection(&snapshot, None, &asked, now()) {
+    match bypass::of_connection(&snapshot, None, &asked, now) {
         None => Ok(()),
         Some(bypass) => {
             let detail = format!("the workload is bypassed until {}; open a new connection", bypass.until);
@@ -589,7 +618,7 @@ fn unless_bypassed(connection: &Connection, facts: &Rc<RequestFacts>) -> Result<
 }
 
 /// Stage 5: under the snapshot of this moment.
-fn judge(connection: &Connection, facts: &Rc<RequestFacts>) -> Result<Judged, Box<Refused>> {
+fn judge(connection: &Connection, facts: &Rc<RequestFacts>, now: UnixMillis) -> Result<Judged, Box<Refused>> {
     let state = connection.caller.as_ref().ok_or_else(|| {
         Refused::of(Failure::new(Code::NoCaller, "the proxy has no attested caller"), facts)
     })?;
@@ -609,7 +638,7 @@ fn judge(connection: &Connection, facts: &Rc<RequestFacts>) -> Result<Judged, Bo
         return Err(refused);
     }
     let decision =
-        snapshot.decide(&Question { caller: &caller, destination: &destination, request: facts, now: now() });
+        snapshot.decide(&Question { caller: &caller, destination: &destination, request: facts, now });
     let judged = Judged { snapshot, caller, destination, decision };
     match &judged.decision.verdict {
         Verdict::Allow { .. } => Ok(judged),
@@ -648,11 +677,11 @@ enum Credential {
 }
 
 /// Stage 6, as far as nothing has to be waited for.
-fn at_hand(connection: &Connection, judged: &Judged, way: &Way) -> Result<Credential, Failure> {
+fn at_hand(connection: &Connection, judged: &Judged, way: &Way, now: Moment) -> Result<Credential, Failure> {
     let Some(state) = connection.caller.as_ref() else { return Ok(Credential::None) };
     let Some(face) = provider(judged)? else { return Ok(Credential::None) };
     let key = way.key(&judged.destination, face);
-    let held = state.credentials().cached(&key, judged.snapshot.version());
+    let held = state.credentials().cached(&key, judged.snapshot.version(), now);
     Ok(held.map_or(Credential::Missing(key), Credential::Held))
 }
 
@@ -669,7 +698,7 @@ async fn arm(
     for _ in 0..3 {
         let refused = |failure| Refused::of(failure, facts).judged(judged);
         let way = connection.way(facts, judged).map_err(refused)?;
-        let key = match at_hand(connection, judged, &way).map_err(refused)? {
+        let key = match at_hand(connection, judged, &way, Moment::now()).map_err(refused)? {
             Credential::None => return Ok((None, way)),
             Credential::Held(grant) => return Ok((Some(grant), way)),
             Credential::Missing(key) => key,
@@ -682,8 +711,8 @@ async fn arm(
         if got.as_ref().is_err_and(|failure| failure.code == Code::PolicyMoved) {
             let _ = tokio::time::timeout(CATCH_UP, changed.changed()).await;
         }
-        unless_bypassed(connection, facts)?;
-        *judged = judge(connection, facts)?;
+        unless_bypassed(connection, facts, now())?;
+        *judged = judge(connection, facts, now())?;
         match got {
             Ok(grant) if judged.snapshot.version() == version && !state.is_revoked(&grant.id) => {
                 let way = connection.way(facts, judged);
@@ -713,6 +742,7 @@ fn provider(judged: &Judged) -> Result<Option<&ProviderFace>, Failure> {
 fn intend(
     connection: &Connection,
     id: DecisionId,
+    now: UnixMillis,
     facts: &Rc<RequestFacts>,
     judged: &Judged,
     way: &Way,
@@ -733,7 +763,7 @@ fn intend(
         grant: grant.map(|grant| &grant.id),
         upstream: &way.shown,
     };
-    match connection.worker.shared.audit.intent(&intent) {
+    match connection.worker.shared.audit.intent(now, &intent) {
         Ok(open_call) => Ok(Some(open_call)),
         // Only what carries no credential may go on unrecorded, and it is counted.
         Err(_) if grant.is_none() => {
@@ -861,8 +891,10 @@ impl Act {
         let grant = grant?;
         self.way = way;
         let second =
-            intend(&connection, self.asked.id, &self.facts, &self.judged, &self.way, Some(&grant)).ok()?;
-        self.close(CallResult::Completed, Some(StatusCode::UNAUTHORIZED.as_u16()), None, (0, 0));
+            intend(&connection, self.asked.id, now(), &self.facts, &self.judged, &self.way, Some(&grant))
+                .ok()?;
+        let refused = Some(StatusCode::UNAUTHORIZED.as_u16());
+        self.close(Instant::now(), CallResult::Completed, refused, None, (0, 0));
         self.grant = Some(grant);
         self.open_call = second;
         let again = self.again(sent);
@@ -874,8 +906,8 @@ impl Act {
         let connection = self.connection.clone();
         let facts = self.facts.clone();
         let grant = self.grant.clone();
-        Box::new(move |_| {
-            let judged = judge(&connection, &facts).map_err(|refused| refused.failure)?;
+        Box::new(move |now| {
+            let judged = judge(&connection, &facts, now).map_err(|refused| refused.failure)?;
             let revoked = grant.as_ref().is_some_and(|grant| {
                 connection.caller.as_ref().is_some_and(|caller| caller.is_revoked(&grant.id))
             });
@@ -893,6 +925,7 @@ impl Act {
         registration: crate::exchange::Registration,
         response: Response<Body>,
     ) -> Response<Body> {
+        let now = self.asked.answered(&self.connection.worker);
         let (mut parts, body) = response.into_parts();
         protocols::http::strip_hop_by_hop(&mut parts.headers);
         // It would lead the application to a protocol, a port or a host where nothing is captured.
@@ -901,14 +934,14 @@ impl Act {
         parts.version = http::Version::HTTP_11;
         let status = parts.status.as_u16();
         if body.is_end_stream() {
-            self.close(CallResult::Completed, Some(status), None, open.bytes());
+            self.close(now, CallResult::Completed, Some(status), None, open.bytes());
             self.connection.worker.shared.metrics.completed();
             return Response::from_parts(parts, Body::Empty);
         }
         if let Body::Full(whole) = &body {
             // All of it is here: there is nothing to count, or to cut.
             let (up, down) = open.bytes();
-            self.close(CallResult::Completed, Some(status), None, (up, down + whole.len() as u64));
+            self.close(now, CallResult::Completed, Some(status), None, (up, down + whole.len() as u64));
             self.connection.worker.shared.metrics.completed();
             return Response::from_parts(parts, body);
         }
@@ -931,7 +964,7 @@ impl Act {
                 Some(code) => metrics.cut(code),
                 None => metrics.completed(),
             }
-            self.close(result, Some(status), code, watched.bytes());
+            self.close(Instant::now(), result, Some(status), code, watched.bytes());
             drop(registration);
         });
         let body = Guarded::down(body, open, on_end);
@@ -940,14 +973,22 @@ impl Act {
     }
 
     fn failed(&mut self, failure: Failure, open: &Open, result: CallResult) -> Box<Refused> {
-        self.close(result, None, Some(failure.code), open.bytes());
+        self.close(Instant::now(), result, None, Some(failure.code), open.bytes());
         let mut refused = Refused::of(failure, &self.facts).judged(&self.judged);
         refused.recorded = true;
         refused
     }
 
     /// Stage 9, second half.
-    fn close(&mut self, result: CallResult, status: Option<u16>, code: Option<Code>, bytes: (u64, u64)) {
+    fn close(
+        &mut self,
+        now: Instant,
+        result: CallResult,
+        status: Option<u16>,
+        code: Option<Code>,
+        bytes: (u64, u64),
+    ) {
+        self.asked.busy.ends(now);
         if let Some(open_call) = self.open_call.take() {
             open_call.finish(Outcome {
                 decision: self.asked.id,
@@ -956,7 +997,7 @@ impl Act {
                 code,
                 bytes_up: bytes.0,
                 bytes_down: bytes.1,
-                duration_us: u64::try_from(self.asked.started.elapsed().as_micros()).unwrap_or(u64::MAX),
+                duration_us: u64::try_from((now - self.asked.started).as_micros()).unwrap_or(u64::MAX),
             });
         }
     }

@@ -3,18 +3,21 @@
 //! Looking a credential up takes no lock. A miss asks the control plane once for all who wait; the flight goes on when
 //! those who wait have left. What is held is renewed ahead of its end, with jitter, and kept when renewal fails.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher, Hash, Hasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use foldhash::HashMap;
 use http::{HeaderName, HeaderValue};
 use model::slice::ProviderFace;
 use model::{Code, DecisionId, Failure, GrantId, RequestFacts, ResourceRef, Secret, Subject, Version};
 use protocols::edit;
 use tokio::sync::{mpsc, watch};
+
+use crate::moment::Moment;
 
 /// What a grant is for: the cache's key. The caller is implied, each has a cache of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,28 +79,6 @@ pub struct Grant {
     pub version: Version,
     end: Moment,
     used: AtomicBool,
-}
-
-/// A moment on two clocks. The wall clock can be set back, the boot-time clock can't; the earlier of the two counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Moment {
-    wall_ms: i64,
-    boot_ms: i64,
-}
-
-impl Moment {
-    fn now() -> Self {
-        let boot = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-        Self { wall_ms: crate::worker::now().0, boot_ms: boot.tv_sec * 1000 + boot.tv_nsec / 1_000_000 }
-    }
-
-    const fn plus(self, millis: i64) -> Self {
-        Self { wall_ms: self.wall_ms.saturating_add(millis), boot_ms: self.boot_ms.saturating_add(millis) }
-    }
-
-    const fn has_passed(self, now: Self) -> bool {
-        now.wall_ms >= self.wall_ms || now.boot_ms >= self.boot_ms
-    }
 }
 
 /// A credential is not used in its last half minute, or the last half of a shorter life: clocks and networks are slow.
@@ -210,10 +191,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Cache {
     /// A credential that is good now, under a slice of this version. Takes no lock.
     #[must_use]
-    pub fn cached(&self, key: &Key, slice: Version) -> Option<Arc<Grant>> {
+    pub fn cached(&self, key: &Key, slice: Version, now: Moment) -> Option<Arc<Grant>> {
         let grants = self.grants.load();
         let grant = grants.get(key)?;
-        let good = grant.version >= slice && !grant.end.has_passed(Moment::now());
+        let good = grant.version >= slice && !grant.end.has_passed(now);
         if good && !grant.used.load(Ordering::Relaxed) {
             grant.used.store(true, Ordering::Relaxed);
         }
@@ -225,7 +206,7 @@ impl Cache {
     /// # Errors
     /// Of stage credential; a failure stands for two seconds.
     pub async fn get(&self, key: &Key, ask: &Ask<'_>) -> Result<Arc<Grant>, Failure> {
-        if let Some(grant) = self.cached(key, ask.version) {
+        if let Some(grant) = self.cached(key, ask.version, Moment::now()) {
             return Ok(grant);
         }
         if let Some(failure) = self.recent_failure(key, ask.version) {
@@ -557,8 +538,8 @@ mod tests {
         let all = futures_util::future::join_all((0..50).map(|_| get(&cache, &key, V1))).await;
         assert!(all.iter().all(|grant| grant.as_ref().is_ok_and(|grant| &*grant.id.0 == "g0")));
         assert_eq!(fake.asked.load(Ordering::SeqCst), 1);
-        assert_eq!(cache.cached(&key, V1).unwrap().header, "Bearer secret0");
-        assert!(cache.cached(&key, V1).unwrap().header.is_sensitive());
+        assert_eq!(cache.cached(&key, V1, Moment::now()).unwrap().header, "Bearer secret0");
+        assert!(cache.cached(&key, V1, Moment::now()).unwrap().header.is_sensitive());
     }
 
     #[tokio::test(start_paused = true)]
@@ -567,7 +548,7 @@ mod tests {
         let left = tokio::time::timeout(Duration::from_millis(5), get(&cache, &key, V1)).await;
         assert!(left.is_err());
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(cache.cached(&key, V1).is_some());
+        assert!(cache.cached(&key, V1, Moment::now()).is_some());
         assert_eq!(fake.asked.load(Ordering::SeqCst), 1);
     }
 
@@ -593,7 +574,7 @@ mod tests {
         // Renewed after 180 to 220 s, and once more after 4.5 to 5.5.
         tokio::time::sleep(Duration::from_secs(230)).await;
         assert_eq!(fake.asked.load(Ordering::SeqCst), 3, "renewal failed once and was tried again");
-        assert_eq!(&*cache.cached(&key, V1).unwrap().id.0, "g2");
+        assert_eq!(&*cache.cached(&key, V1, Moment::now()).unwrap().id.0, "g2");
         tokio::time::sleep(Duration::from_secs(2000)).await;
         assert_eq!(fake.asked.load(Ordering::SeqCst), 4, "used once more, then never again");
     }
@@ -602,7 +583,7 @@ mod tests {
     async fn older_than_its_slice_is_neither_used_nor_kept() {
         let (cache, _, key) = begun(|n| Ok(issued(n, 300, V1)));
         get(&cache, &key, V1).await.unwrap();
-        assert!(cache.cached(&key, V2).is_none());
+        assert!(cache.cached(&key, V2, Moment::now()).is_none());
         cache.raise_watermark(V2);
         assert!(cache.is_empty());
         // A late answer of the older version is handed to who waits, who judges again, but not kept.
@@ -615,9 +596,9 @@ mod tests {
         let (cache, _, key) = begun(|_| Ok(issued(7, 300, V1)));
         let grant = get(&cache, &key, V1).await.unwrap();
         cache.revoke([grant.id.clone()]);
-        assert!(cache.cached(&key, V1).is_none() && cache.is_revoked(&grant.id));
+        assert!(cache.cached(&key, V1, Moment::now()).is_none() && cache.is_revoked(&grant.id));
         let _ = get(&cache, &key, V1).await;
-        assert!(cache.cached(&key, V1).is_none());
+        assert!(cache.cached(&key, V1, Moment::now()).is_none());
     }
 
     #[tokio::test(start_paused = true)]

@@ -74,7 +74,7 @@ pub fn admit(connection: &Connection, parts: &mut Parts) -> Result<Option<Uncove
     protocols::http::check_request(parts).map_err(malformed)?;
     check_expectation(&parts.headers)?;
     // What is unclear is told where every request is judged.
-    let Ok(authority) = protocols::http::authority_of(parts) else { return Ok(None) };
+    let Ok(authority) = protocols::http::authority_of(parts, None) else { return Ok(None) };
     let (host, port) = (authority.host, authority.port.unwrap_or(HTTP_PORT));
     let Some(state) = connection.caller.clone() else { return Ok(None) };
     let (Some(snapshot), Some(caller)) = (state.snapshot(), state.caller()) else { return Ok(None) };
@@ -145,6 +145,7 @@ impl Uncovered {
             .await
             .unwrap_or_else(|code| Err(Failure::new(code, why_stopped(code))))?;
         worker.shared.metrics.passed();
+        asked.answered(worker);
         let (mut parts, body) = response.into_parts();
         protocols::http::strip_hop_by_hop(&mut parts.headers);
         parts.version = http::Version::HTTP_11;

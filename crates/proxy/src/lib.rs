@@ -19,6 +19,7 @@ pub mod forward;
 pub mod limits;
 pub mod memory;
 pub mod metrics;
+pub mod moment;
 pub mod passage;
 pub mod policy;
 pub mod probe;

@@ -140,14 +140,15 @@ fn anonymous() -> Option<usize> {
 #[cfg(target_env = "gnu")]
 const RESERVE: i32 = 1 << 20;
 
-/// Has the allocator keep a reserve; to be called once, at the start.
+/// Has the allocator keep a reserve, and no lists of small pieces that it would have to put together each time that it
+/// looks for a large one; to be called once, at the start.
 #[cfg(target_env = "gnu")]
 #[expect(unsafe_code, reason = "the C library's allocator is told; there is no safe interface to it")]
 pub fn keep_reserve() {
     // SAFETY: mallopt(3) may be called at any time, takes no pointer, and refuses by its result alone.
-    let taken = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, RESERVE) };
+    let taken = unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, RESERVE) & libc::mallopt(libc::M_MXFAST, 0) };
     if taken == 0 {
-        tracing::debug!("the allocator keeps its own threshold");
+        tracing::debug!("the allocator keeps its own settings");
     }
 }
 

@@ -1,5 +1,7 @@
 //! What the data path counts. Labels come from closed sets: codes, stages, outcomes; never a name that somebody else chose.
 
+use std::time::Duration;
+
 use model::{Code, Failure, Stage};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
@@ -132,8 +134,8 @@ impl Metrics {
     }
 
     /// An answer's head was sent this long after its request came.
-    pub fn answered_after(&self, seconds: f64) {
-        self.duration.observe(seconds);
+    pub fn answered_after(&self, time: Duration) {
+        self.duration.observe(time.as_secs_f64());
     }
 
     /// A connection was closed because of the limit.

@@ -398,7 +398,7 @@ fn record(
         grant: None,
         upstream: &passing.original.to_string(),
     };
-    match worker.shared.audit.intent(&intent) {
+    match worker.shared.audit.intent(crate::worker::now(), &intent) {
         Ok(open_call) => Ok(Some(open_call)),
         // It carries no credential of ours, so a full spool does not stop it; it is counted.
         Err(_) => {

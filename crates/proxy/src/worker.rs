@@ -27,7 +27,7 @@ use crate::tls::leaves::Leaves;
 use crate::tls::terminate::Terminator;
 use crate::upstream::corporate::Corporate;
 use crate::upstream::dial::Dialler;
-use crate::upstream::pool::Pool;
+use crate::upstream::pool::{Pool, SWEEP_EVERY};
 use crate::upstream::resolve::OffLimits;
 use crate::upstream::roots::Roots;
 
@@ -226,7 +226,7 @@ impl Worker {
 
     async fn sweep(self: Rc<Self>) {
         loop {
-            tokio::time::sleep(Duration::from_secs(10)).await;
+            tokio::time::sleep(SWEEP_EVERY).await;
             self.pool.sweep(now());
         }
     }

@@ -5,11 +5,10 @@
 
 use std::fmt::Write as _;
 
-use http::header;
+use http::header::{self, HeaderName};
 use http::request::Parts;
 use serde_json::json;
 
-use super::dialect::host_of;
 use super::{Form, Said};
 
 /// Which form of AWS's errors.
@@ -38,9 +37,10 @@ const ALGORITHMS: [&str; 2] = ["AWS4-HMAC-SHA256 ", "AWS4-ECDSA-P256-SHA256 "];
 const SUFFIXES: [&str; 3] = [".amazonaws.com", ".amazonaws.com.cn", ".api.aws"];
 
 /// The form of a call of AWS; `None` if it is none.
-pub(super) fn form_of(parts: &Parts) -> Option<AwsForm> {
-    let target = parts.headers.contains_key("x-amz-target");
-    let service = signed_for(parts).or_else(|| presigned_for(parts)).or_else(|| named_for(parts));
+pub(super) fn form_of<'a>(parts: &'a Parts, host: Option<&'a str>) -> Option<AwsForm> {
+    static TARGET: HeaderName = HeaderName::from_static("x-amz-target");
+    let target = parts.headers.contains_key(&TARGET);
+    let service = signed_for(parts).or_else(|| presigned_for(parts)).or_else(|| named_for(host?));
     if service.is_none() && !target {
         return None;
     }
@@ -96,8 +96,7 @@ fn presigned_for(parts: &Parts) -> Option<&str> {
 }
 
 /// The service as far as the host's name tells it: the first label, or S3, whose buckets come before it.
-fn named_for(parts: &Parts) -> Option<&str> {
-    let host = host_of(parts)?;
+fn named_for(host: &str) -> Option<&str> {
     let service = SUFFIXES.iter().find_map(|suffix| host.strip_suffix(suffix))?;
     let is_s3 = |label: &&str| *label == "s3" || label.starts_with("s3-");
     service.split('.').find(is_s3).or_else(|| service.split('.').next())

@@ -26,16 +26,17 @@ impl Dialect {
     /// The dialect of a request, as the application sent it.
     #[must_use]
     pub fn of(parts: &Parts) -> Self {
-        if is_grpc(&parts.method, &parts.headers) && parts.version == Version::HTTP_2 {
+        if parts.version == Version::HTTP_2 && is_grpc(&parts.method, &parts.headers) {
             return Self::Grpc;
         }
-        if let Some(form) = aws::form_of(parts) {
+        let host = host_of(parts);
+        if let Some(form) = aws::form_of(parts, host) {
             return Self::Aws(form);
         }
         if is_git(parts) {
             return Self::Git;
         }
-        kubernetes::form_of(parts).map_or(Self::Problem, Self::Kubernetes)
+        kubernetes::form_of(parts, host).map_or(Self::Problem, Self::Kubernetes)
     }
 }
 
@@ -48,9 +49,9 @@ fn is_git(parts: &Parts) -> bool {
 }
 
 /// The host that a request names, without its port. Good for choosing words, not for judging.
-pub(super) fn host_of(parts: &Parts) -> Option<&str> {
+fn host_of(parts: &Parts) -> Option<&str> {
     let named = parts.uri.host().or_else(|| parts.headers.get(header::HOST)?.to_str().ok())?;
-    Some(named.split(':').next().unwrap_or(named))
+    Some(named.as_bytes().iter().position(|byte| *byte == b':').map_or(named, |end| &named[..end]))
 }
 
 #[cfg(test)]

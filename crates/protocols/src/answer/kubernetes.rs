@@ -5,7 +5,6 @@ use http::request::Parts;
 use http::{StatusCode, header};
 use serde_json::json;
 
-use super::dialect::host_of;
 use super::{Form, Said};
 
 /// Which form of a Kubernetes API's errors.
@@ -51,12 +50,12 @@ const CORE: [&str; 18] = [
 const GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "policy"];
 
 /// The form of a call of a Kubernetes API; `None` if it is none.
-pub(super) fn form_of(parts: &Parts) -> Option<KubernetesForm> {
+pub(super) fn form_of(parts: &Parts, host: Option<&str>) -> Option<KubernetesForm> {
     let path = parts.uri.path();
     let is_one = is_path(path)
         || is_discovery(path, parts.uri.query().unwrap_or_default())
         || accepts(parts)
-        || host_of(parts).is_some_and(is_api_server);
+        || host.is_some_and(is_api_server);
     is_one.then(|| if names_resource(path) { KubernetesForm::Status } else { KubernetesForm::Text })
 }
 
@@ -66,6 +65,9 @@ fn accepts(parts: &Parts) -> bool {
 }
 
 fn is_path(path: &str) -> bool {
+    if !path.starts_with("/api") {
+        return false;
+    }
     let mut segments = path.split('/').skip(1);
     match (segments.next(), segments.next(), segments.next()) {
         (Some("api"), Some("v1"), Some(resource)) => CORE.contains(&resource),

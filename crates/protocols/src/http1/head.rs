@@ -324,7 +324,7 @@ impl Spelling {
                 .checked_add(length as usize)
                 .and_then(|end| self.head.get(start as usize..end));
             if let Some(spelt) = spelt
-                && spelt.eq_ignore_ascii_case(canonical)
+                && is_spelt(spelt, canonical)
             {
                 *from = at + 1;
                 return spelt;
@@ -332,6 +332,13 @@ impl Spelling {
         }
         canonical
     }
+}
+
+/// Whether this is a spelling of a name, which is lower-case itself. Without a way out in the middle: names are short.
+fn is_spelt(spelt: &[u8], canonical: &[u8]) -> bool {
+    let differ = |(a, b): (&u8, &u8)| a.to_ascii_lowercase() ^ b;
+    spelt.len() == canonical.len()
+        && spelt.iter().zip(canonical).map(differ).fold(0, |all, one| all | one) == 0
 }
 
 #[cfg(test)]

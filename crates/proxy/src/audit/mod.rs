@@ -76,12 +76,11 @@ impl Audit {
         Ok(Self(inner))
     }
 
-    /// Records that a call is about to be made.
+    /// Records that a call is about to be made, at this time.
     ///
     /// # Errors
     /// [`Code::SpoolFull`] if there is no room and the configuration does not allow a gap.
-    pub fn intent(&self, intent: &line::Intent<'_>) -> Result<OpenCall, Failure> {
-        let time = now();
+    pub fn intent(&self, time: UnixMillis, intent: &line::Intent<'_>) -> Result<OpenCall, Failure> {
         let written = self.append(&line::intent(time, intent), Kind::Intent, time)?;
         Ok(OpenCall { audit: self.clone(), decision: Some(intent.decision), intent: written })
     }

@@ -31,12 +31,22 @@ pub enum Expired {
 }
 
 /// A request that is open, until it is dropped.
-pub struct Busy(Rc<State>);
+pub struct Busy {
+    state: Rc<State>,
+    ended: Cell<Option<Instant>>,
+}
+
+impl Busy {
+    /// It ends, at this moment: then the clock need not be read again.
+    pub fn ends(&self, now: Instant) {
+        self.ended.set(Some(now));
+    }
+}
 
 impl Drop for Busy {
     fn drop(&mut self) {
-        self.0.open.set(self.0.open.get() - 1);
-        self.0.quiet_since.set(Instant::now());
+        self.state.open.set(self.state.open.get() - 1);
+        self.state.quiet_since.set(self.ended.get().unwrap_or_else(Instant::now));
     }
 }
 
@@ -57,10 +67,10 @@ impl Activity {
     pub fn begin(&self) -> Busy {
         self.0.open.set(self.0.open.get() + 1);
         self.0.head_since.set(None);
-        Busy(self.0.clone())
+        Busy { state: self.0.clone(), ended: Cell::new(None) }
     }
 
-    /// Bytes have come from the application.
+    /// Bytes have come from the application, and a head has not ended with them.
     pub fn bytes_came(&self) {
         // While a request is open they are its body's, or of a head that waits for its turn.
         if self.0.open.get() == 0 && self.0.head_since.get().is_none() {

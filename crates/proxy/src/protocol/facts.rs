@@ -49,12 +49,14 @@ pub fn facts(parts: &Parts, channel: &Channel) -> Result<RequestFacts, Failure> 
     let malformed = |e: protocols::Malformed| Failure::new(Code::MalformedRequest, e.to_string());
     protocols::http::check_request(parts).map_err(malformed)?;
     check_expectation(&parts.headers)?;
-    let authority = protocols::http::authority_of(parts).map_err(|unclear| match unclear {
-        Unclear::Malformed(why) => malformed(why),
-        Unclear::Disagree => {
-            Failure::new(Code::Misdirected, "the request's target and its Host field name different servers")
-        }
-    })?;
+    let authority =
+        protocols::http::authority_of(parts, channel.name.as_ref()).map_err(|unclear| match unclear {
+            Unclear::Malformed(why) => malformed(why),
+            Unclear::Disagree => Failure::new(
+                Code::Misdirected,
+                "the request's target and its Host field name different servers",
+            ),
+        })?;
     check_scheme(parts, channel)?;
     let host = judged_host(&authority.host, channel)?;
     let port = match &channel.original {

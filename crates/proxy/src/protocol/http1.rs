@@ -150,11 +150,12 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
                 });
                 match found {
                     Ok(Some(request)) => return Poll::Ready(Next::Request(Box::new(request))),
-                    Ok(None) => {}
+                    Ok(None) if self.wire.with_unread(|unread| unread.is_empty()) => {}
+                    Ok(None) => self.activity.bytes_came(),
                     Err(fault) => return Poll::Ready(Next::Unreadable(fault)),
                 }
                 match self.wire.poll_read_some(cx) {
-                    Poll::Ready(Ok(1..)) => self.activity.bytes_came(),
+                    Poll::Ready(Ok(1..)) => {}
                     Poll::Ready(_) => return Poll::Ready(Next::Over),
                     Poll::Pending => break,
                 }

@@ -14,7 +14,6 @@ use bytes::Bytes;
 use http::uri::Authority;
 use model::destination::{HttpVersion, Resolution};
 use model::{Destination, HostName, SpiffeId, UnixMillis};
-use tokio::time::Instant;
 
 use super::http1_connection::Http1Connection;
 use super::http2::CROWDED;
@@ -135,7 +134,8 @@ pub struct Origin {
 
 struct Idle {
     connection: Http1Connection,
-    since: Instant,
+    /// Sweeps since it lies here: a clock that no request has to read.
+    sweeps: u8,
 }
 
 /// Idle HTTP/1 connections kept for one key; more are closed.
@@ -144,8 +144,12 @@ const IDLE_MAX: usize = 256;
 /// HTTP/2 connections kept for one key; past this streams wait for their turn.
 const MULTIPLEXED_MAX: usize = 16;
 
-/// How long a connection may lie idle: shorter than the 60 s and 75 s at which common servers close theirs.
-const IDLE_TIME: Duration = Duration::from_secs(50);
+/// How often [`Pool::sweep`] is to be called.
+pub const SWEEP_EVERY: Duration = Duration::from_secs(10);
+
+/// Sweeps for which a connection may lie idle, 40 to 50 s: shorter than the 60 s and 75 s at which common servers close
+/// theirs.
+const SWEEPS_MAX: u8 = 5;
 
 impl Origin {
     fn new(key: OriginKey, svid: Option<Arc<Svid>>) -> Self {
@@ -161,19 +165,17 @@ impl Origin {
         }
     }
 
-    /// Takes the connection that was used last, if one is still good. Whether the server closes it at this moment shows
-    /// when it is used: then the request is given back.
+    /// Takes the connection that was used last, if there is one. Whether the server closes it at this moment shows when
+    /// it is used: then the request is given back.
     pub fn take_http1(&self) -> Option<Http1Connection> {
-        // Those that lie here for longest are at the beginning; they are closed by the sweep.
-        let taken = self.idle.borrow_mut().pop()?;
-        (taken.since.elapsed() < IDLE_TIME).then_some(taken.connection)
+        Some(self.idle.borrow_mut().pop()?.connection)
     }
 
     /// Gives a connection back after its answer has been read to the end.
     pub fn put_http1(&self, connection: Http1Connection) {
         let mut idle = self.idle.borrow_mut();
         if idle.len() < IDLE_MAX {
-            idle.push(Idle { connection, since: Instant::now() });
+            idle.push(Idle { connection, sweeps: 0 });
         }
     }
 
@@ -229,8 +231,10 @@ impl Origin {
     }
 
     fn sweep(&self) -> bool {
-        let is_good = |idle: &Idle| !idle.connection.is_closed() && idle.since.elapsed() < IDLE_TIME;
-        self.idle.borrow_mut().retain(is_good);
+        self.idle.borrow_mut().retain_mut(|idle| {
+            idle.sweeps += 1;
+            idle.sweeps < SWEEPS_MAX && !idle.connection.is_closed()
+        });
         self.forget_ended();
         self.idle.borrow().is_empty() && self.multiplexed.borrow().is_empty()
     }
