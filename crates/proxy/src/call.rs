@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::request::Parts;
-use http::{Method, Request, Response, StatusCode, header};
+use http::{Method, Response, StatusCode, header};
 use http_body::Body as _;
 use model::audit::{CallResult, Outcome, Refusal, What};
 use model::decision::NearMiss;
@@ -56,7 +56,7 @@ use crate::protocol::hangup::Tcp;
 use crate::protocol::interim::Interim;
 use crate::protocol::rewind::Rewind;
 use crate::protocol::websocket::WebSocket;
-use crate::protocol::{Body, head, http1, http2, trailers};
+use crate::protocol::{Body, Message, head, http1, http2, trailers};
 use crate::redact::{self, Redaction};
 use crate::rewrite::{self, Removed};
 use crate::splice::reset;
@@ -400,15 +400,14 @@ fn sender<'a>(
 /// Stages 3 to 9: one request, and its answer whatever happens.
 pub async fn exchange(
     connection: &Rc<Connection>,
-    request: Request<Body>,
+    message: Box<Message>,
     interim: Interim,
 ) -> Response<Body> {
     let started = Instant::now();
     let id = DecisionId(rand::random());
-    let (parts, body) = request.into_parts();
-    let asker = Asker { dialect: Dialect::of(&parts), head: parts.method == Method::HEAD };
+    let asker = Asker { dialect: Dialect::of(&message.parts), head: message.parts.method == Method::HEAD };
     let begun = Asked { id, started, interim, busy: connection.activity.begin() };
-    match carry(connection, begun, parts, body).await {
+    match carry(connection, begun, message).await {
         Ok(response) => response,
         Err(refused) => {
             connection.worker.shared.metrics.answered_after(started.elapsed());
@@ -487,30 +486,32 @@ impl Asked {
 async fn carry(
     connection: &Rc<Connection>,
     asked: Asked,
-    mut parts: Parts,
-    body: Body,
+    mut message: Box<Message>,
 ) -> Result<Response<Body>, Box<Refused>> {
     let id = asked.id;
-    let room = within_limits(connection, &parts, &body).map_err(|f| Refused::before_judgement(f, &parts))?;
+    let room =
+        within_limits(connection, &message).map_err(|f| Refused::before_judgement(f, &message.parts))?;
     if connection.channel.original.is_none() {
-        let uncovered =
-            forward::admit(connection, &mut parts).map_err(|f| Refused::before_judgement(f, &parts))?;
+        let uncovered = forward::admit(connection, &mut message.parts)
+            .map_err(|f| Refused::before_judgement(f, &message.parts))?;
         if let Some(uncovered) = uncovered {
-            let refusing = parts.clone();
-            let passed = uncovered.pass(connection, asked, room, parts, body).await;
+            let refusing = message.parts.clone();
+            // Boxed: rare, and its state would make every request's future large.
+            let passed = Box::pin(uncovered.pass(connection, asked, room, message)).await;
             return passed.map_err(|f| Refused::before_judgement(f, &refusing));
         }
     }
+    let parts = &mut message.parts;
     // 3 protocol
     let facts = debug_span!("protocol")
-        .in_scope(|| facts::facts(&parts, &connection.channel))
-        .map_err(|f| Refused::before_judgement(f, &parts))?;
+        .in_scope(|| facts::facts(parts, &connection.channel))
+        .map_err(|f| Refused::before_judgement(f, parts))?;
     let facts = Rc::new(facts);
     // 4 identity, 5 policy
     let now = Moment::now();
     unless_bypassed(connection, &facts, now.wall())?;
     let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts, now.wall()))?;
-    searchable(&parts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
+    searchable(parts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     // 6 credential
     let way = connection.way(&facts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     let at_hand =
@@ -525,20 +526,21 @@ async fn carry(
             (grant, way, Moment::now())
         }
     };
-    let may_repeat = body.is_end_stream();
+    let may_repeat = message.body.is_end_stream();
     // 7 rewrite
     let standing = debug_span!("rewrite")
-        .in_scope(|| rewritten(&way, &judged.destination, grant.as_deref(), &mut parts));
+        .in_scope(|| rewritten(&way, &judged.destination, grant.as_deref(), &mut message.parts));
     let owned = (&way.edit, grant.as_ref().map(|grant| &grant.header_name));
-    let body = trailers::clean(body, Some(owned), &connection.worker.shared.metrics.trailers_dropped);
+    let dropped = &connection.worker.shared.metrics.trailers_dropped;
+    message.body = trailers::clean(message.take_body(), Some(owned), dropped);
     note_standing(connection, id, &judged, &standing);
     // 9 audit: the intent
     let open_call = debug_span!("audit")
         .in_scope(|| intend(connection, id, now.wall(), &facts, &judged, &way, grant.as_deref()))?;
     // 8 upstream
     let connection = connection.clone();
-    let act = Act { connection, asked, facts, judged, grant, open_call, way, _room: room };
-    act.send(parts, body, may_repeat).instrument(debug_span!("upstream")).await
+    let act = Box::new(Act { connection, asked, facts, judged, grant, open_call, way, _room: room });
+    act.send(message, may_repeat).instrument(debug_span!("upstream")).await
 }
 
 /// Stage 7, on the request's head; returns what the application had sent in headers that we own.
@@ -558,7 +560,7 @@ fn searchable(parts: &Parts, judged: &Judged) -> Result<(), Failure> {
 }
 
 /// What one application may have open at a time, and how much it may send at once.
-fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<Reserved, Failure> {
+fn within_limits(connection: &Connection, message: &Message) -> Result<Reserved, Failure> {
     let worker = &connection.worker;
     let limits = &worker.shared.limits;
     if worker.is_over_limit() {
@@ -570,10 +572,10 @@ fn within_limits(connection: &Connection, parts: &Parts, body: &Body) -> Result<
         return Err(Failure::new(Code::TooManyRequests, detail));
     }
     if connection.version == HttpVersion::Http2 {
-        head_within_limits(limits, &parts.headers)?;
+        head_within_limits(limits, message.headers())?;
     }
     // What is announced is known before anything is sent; a body of unknown length is cut at the limit.
-    if body.size_hint().lower() > limits.body_bytes {
+    if message.body.size_hint().lower() > limits.body_bytes {
         let detail = format!("the request's body is longer than {} bytes", limits.body_bytes);
         return Err(Failure::new(Code::BodyTooLarge, detail));
     }
@@ -798,13 +800,12 @@ impl Act {
     /// Stage 8, with one more try if the upstream does not take our credential. Only a request without a body may be
     /// sent a second time.
     async fn send(
-        mut self,
-        parts: Parts,
-        body: Body,
+        mut self: Box<Self>,
+        mut message: Box<Message>,
         may_repeat: bool,
     ) -> Result<Response<Body>, Box<Refused>> {
-        let limits = self.connection.worker.shared.limits;
-        let is_tunnel = parts.extensions.get::<WebSocket>().is_some();
+        let limits = &self.connection.worker.shared.limits;
+        let is_tunnel = message.is_websocket();
         // What a tunnel carries is not a body.
         let open = Rc::new(if is_tunnel { Open::default() } else { Open::bounded(limits.body_bytes) });
         let may_be_silent = is_tunnel || self.facts.action == Action::Grpc;
@@ -817,8 +818,8 @@ impl Act {
         if self.judged.destination.redact {
             self.asked.interim.mute();
         }
-        let request = Box::new(Request::from_parts(parts, Guarded::up(body, open.clone())));
-        let mut response = self.dispatch(&open, request, may_repeat).await?;
+        message.body = Guarded::up(message.take_body(), open.clone());
+        let mut response = self.dispatch(&open, message, may_repeat).await?;
         if response.status() == StatusCode::UNAUTHORIZED
             && may_repeat
             && let Some(second) = Box::pin(self.second_try(&open)).await
@@ -837,7 +838,7 @@ impl Act {
     async fn dispatch(
         &mut self,
         open: &Rc<Open>,
-        request: Box<Request<Body>>,
+        message: Box<Message>,
         may_repeat: bool,
     ) -> Result<Response<Body>, Box<Refused>> {
         let worker = self.connection.worker.clone();
@@ -845,7 +846,7 @@ impl Act {
         let origin = self.way.origin.clone();
         let sender = sender(&worker, &origin, &self.judged.destination, original, &self.asked.interim, open);
         let mut sent = {
-            let sending = pin!(sender.send(request, self.connection.version));
+            let sending = pin!(sender.send(message, self.connection.version));
             open.unless_cut(sending).await
         };
         if let Ok(Err(failed)) = &mut sent
@@ -872,9 +873,9 @@ impl Act {
     }
 
     /// The request once more, with the credential of this moment.
-    fn again(&self, mut sent: Parts) -> Box<Request<Body>> {
-        let _ = rewritten(&self.way, &self.judged.destination, self.grant.as_deref(), &mut sent);
-        Box::new(Request::from_parts(sent, Body::Empty))
+    fn again(&self, mut sent: Box<Message>) -> Box<Message> {
+        let _ = rewritten(&self.way, &self.judged.destination, self.grant.as_deref(), &mut sent.parts);
+        sent
     }
 
     /// The upstream did not take our credential: drop it, get another, try once; at most once a minute for each.
@@ -920,7 +921,7 @@ impl Act {
 
     /// Hands the answer over; the outcome is recorded at the end of its body.
     fn finish(
-        mut self,
+        mut self: Box<Self>,
         open: Rc<Open>,
         registration: crate::exchange::Registration,
         response: Response<Body>,

@@ -123,8 +123,11 @@ impl Open {
 
     /// Waits for an answer as long as that, give or take a tick: `None` if it is late. To be polled by whoever polls
     /// [`Self::unless_cut`]. A timer for each answer would cost more than the tick that is there anyway.
-    pub async fn within<T>(&self, patience: Duration, answer: impl Future<Output = T>) -> Option<T> {
-        let mut answer = std::pin::pin!(answer);
+    pub async fn within<T>(
+        &self,
+        patience: Duration,
+        mut answer: Pin<&mut impl Future<Output = T>>,
+    ) -> Option<T> {
         self.still.late.set(false);
         // The first tick may come at once.
         self.still.answer.set(ticks(patience).saturating_add(1));

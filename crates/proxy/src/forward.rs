@@ -10,7 +10,7 @@ use std::sync::Arc;
 use http::header::{HeaderName, PROXY_AUTHORIZATION};
 use http::request::Parts;
 use http::uri::Scheme;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Response};
 use http_body::Body as _;
 use model::audit::{Passed, What};
 use model::{Caller, Code, Failure, HostName, UnixMillis};
@@ -24,9 +24,9 @@ use crate::capture::accept::OriginalDestination;
 use crate::exchange::{Guarded, Open, why_stopped};
 use crate::memory::Reserved;
 use crate::policy::{Route, uncovered};
+use crate::protocol::body::BodyError;
 use crate::protocol::facts::{HTTP_PORT, check_expectation};
-use crate::protocol::websocket::WebSocket;
-use crate::protocol::{Body, body::BodyError};
+use crate::protocol::{Body, Message};
 use crate::standing;
 use crate::upstream::once;
 use crate::worker::now;
@@ -114,11 +114,10 @@ impl Uncovered {
         connection: &Rc<Connection>,
         asked: Asked,
         room: Reserved,
-        mut parts: Parts,
-        body: Body,
+        mut message: Box<Message>,
     ) -> Result<Response<Body>, Failure> {
-        let upgrade = parts.headers.contains_key(http::header::UPGRADE);
-        if parts.extensions.get::<WebSocket>().is_some() || upgrade && !is_h2c(&parts) {
+        let upgrade = message.headers().contains_key(http::header::UPGRADE);
+        if message.is_websocket() || upgrade && !is_h2c(message.headers()) {
             return Err(Failure::new(Code::NotCarried, "an Upgrade to such a destination: ask by CONNECT"));
         }
         let worker = &connection.worker;
@@ -132,14 +131,14 @@ impl Uncovered {
         // Policy may have changed meanwhile.
         let judge = self.judge();
         let valid_until = judge(crate::worker::now())?;
-        self.record(connection, &asked, address, &parts);
-        protocols::http::strip_hop_by_hop(&mut parts.headers);
+        self.record(connection, &asked, address, message.headers());
+        protocols::http::strip_hop_by_hop(&mut message.parts.headers);
         let open = Rc::new(Open::bounded(worker.shared.limits.body_bytes));
         open.be_patient(worker.shared.limits.stream);
         let registration = worker.register.enter(open.clone(), valid_until, judge);
-        let request = Request::from_parts(parts, Guarded::up(body, open.clone()));
+        message.body = Guarded::up(message.take_body(), open.clone());
         let dropped = &worker.shared.metrics.trailers_dropped;
-        let sending = once::send(stream, request, &asked.interim, worker.shared.limits.answer, dropped);
+        let sending = once::send(stream, message, &asked.interim, worker.shared.limits.answer, dropped);
         let response = open
             .unless_cut(std::pin::pin!(sending))
             .await
@@ -194,7 +193,13 @@ impl Uncovered {
         })
     }
 
-    fn record(&self, connection: &Connection, asked: &Asked, address: Option<SocketAddr>, parts: &Parts) {
+    fn record(
+        &self,
+        connection: &Connection,
+        asked: &Asked,
+        address: Option<SocketAddr>,
+        headers: &HeaderMap,
+    ) {
         let worker = &connection.worker;
         let name = match &self.host {
             Host::Name(name) => Some(HostName::to_string(name)),
@@ -212,13 +217,13 @@ impl Uncovered {
         if worker.shared.audit.write(What::Passed(event)).is_err() {
             worker.shared.metrics.unrecorded();
         }
-        for (header, value) in protocols::standing::in_header(&parts.headers) {
+        for (header, value) in protocols::standing::in_header(headers) {
             standing::note(worker, &self.state, &self.caller.id, asked.id, header, value);
         }
     }
 }
 
 /// An offer that a server is free to ignore (RFC 9110 §7.8), which ends at this hop.
-fn is_h2c(parts: &Parts) -> bool {
-    parts.headers.get(http::header::UPGRADE).is_some_and(|value| value.as_bytes() == b"h2c")
+fn is_h2c(headers: &HeaderMap) -> bool {
+    headers.get(http::header::UPGRADE).is_some_and(|value| value.as_bytes() == b"h2c")
 }

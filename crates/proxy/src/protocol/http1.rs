@@ -25,7 +25,7 @@ use super::incoming::{Inward, Lent};
 use super::interim::Interim;
 use super::tunnel::{self, Uplink};
 use super::wire::{Handle, Outgoing, Wire};
-use super::{Body, trailers, websocket};
+use super::{Body, Message, trailers, websocket};
 use crate::answer;
 use crate::call::{self, Connection};
 use crate::splice::reset;
@@ -67,7 +67,7 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
                 break;
             }
         };
-        match served.one(&connection, *request, &mut ending).await {
+        match served.one(&connection, request, &mut ending).await {
             Then::Next => {}
             Then::End => break,
             Then::Gone => return tracing::debug!(stage = "protocol", "the application closed its side"),
@@ -93,13 +93,20 @@ struct Served<T> {
 /// What comes next on a connection.
 enum Next {
     /// A request.
-    Request(Box<RequestHead>),
+    Request(Begun),
     /// Nothing.
     Over,
     /// Nothing has come for too long.
     Expired(Expired),
     /// Bytes that are no request.
     Unreadable(Fault),
+}
+
+/// A request that has begun.
+struct Begun {
+    message: Box<Message>,
+    asked: Asked,
+    interim: Interim,
 }
 
 /// What happens after an answer.
@@ -149,7 +156,7 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
                     read.transpose().map_err(Fault::from)
                 });
                 match found {
-                    Ok(Some(request)) => return Poll::Ready(Next::Request(Box::new(request))),
+                    Ok(Some(head)) => return Poll::Ready(Next::Request(self.begin(head))),
                     Ok(None) if self.wire.with_unread(|unread| unread.is_empty()) => {}
                     Ok(None) => self.activity.bytes_came(),
                     Err(fault) => return Poll::Ready(Next::Unreadable(fault)),
@@ -173,12 +180,12 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
     async fn one(
         &mut self,
         connection: &Rc<Connection>,
-        head: RequestHead,
+        begun: Begun,
         ending: &mut Ending<impl Future<Output = ()>>,
     ) -> Then {
-        let (request, asked, interim) = self.begin(head);
+        let Begun { message, asked, interim } = begun;
         let answered = {
-            let mut answering = pin!(answer_one(connection, request, &interim));
+            let mut answering = pin!(answer_one(connection, message, &interim));
             poll_fn(|cx| {
                 let answered = answering.as_mut().poll(cx);
                 // What has come with the answer goes before it.
@@ -198,7 +205,7 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
     }
 
     /// The request that a head begins.
-    fn begin(&self, head: RequestHead) -> (Request<Body>, Asked, Interim) {
+    fn begin(&self, head: RequestHead) -> Begun {
         let interim = Interim::default();
         let RequestHead { method, target, fields } = head;
         let asked = Asked {
@@ -208,12 +215,12 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
             waits: fields.version == Version::HTTP_11 && fields.headers.contains_key(EXPECT),
         };
         interim.asked(fields.spelling);
-        let mut request = Request::new(self.body(Reader::of_request(fields.length)));
-        *request.method_mut() = method;
-        *request.uri_mut() = target;
-        *request.version_mut() = fields.version;
-        *request.headers_mut() = fields.headers;
-        (request, asked, interim)
+        let mut message = Message::new(Request::new(self.body(Reader::of_request(fields.length))));
+        message.parts.method = method;
+        message.parts.uri = target;
+        message.parts.version = fields.version;
+        message.parts.headers = fields.headers;
+        Begun { message, asked, interim }
     }
 
     /// The body of a request; it is one piece if all of it is there already.
@@ -357,10 +364,10 @@ fn framing(parts: &mut http::response::Parts, body: &Body, asked: &Asked) -> Fra
 /// One request; if it asks for a WebSocket and gets one, with both directions of it.
 async fn answer_one(
     connection: &Rc<Connection>,
-    mut request: Request<Body>,
+    mut request: Box<Message>,
     interim: &Interim,
 ) -> (Response<Body>, Option<(Uplink, Body)>) {
-    let Some(key) = websocket::mark_http1(&mut request) else {
+    let Some(key) = websocket::mark_http1(&mut request.parts) else {
         let takes_trailers = request.version() == Version::HTTP_11;
         let response = call::exchange(connection, request, interim.clone()).await;
         let (parts, body) = response.into_parts();
@@ -369,7 +376,7 @@ async fn answer_one(
         return (Response::from_parts(parts, body), None);
     };
     let (uplink, up) = tunnel::uplink();
-    *request.body_mut() = up;
+    request.body = up;
     let response = call::exchange(connection, request, interim.clone()).await;
     if response.status() != StatusCode::SWITCHING_PROTOCOLS {
         return (response, None);

@@ -14,7 +14,6 @@ use http_body::Body as _;
 use model::{Code, DecisionId, Failure};
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::Body;
 use super::activity::Clock;
 use super::backlog::{Backlog, Bursts};
 use super::flood::Resets;
@@ -22,6 +21,7 @@ use super::interim::Interim;
 use super::pump::{Stopped, pump};
 use super::websocket;
 use super::window::{self, Uploads, Window};
+use super::{Body, Message};
 use crate::call::{self, Connection};
 use crate::limits::RESETS_WITHIN;
 
@@ -84,8 +84,10 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
         .await;
         let reason = match accepted {
             Next::Stream(Some(Ok((request, respond)))) => {
-                let request = request.map(|body| Body::from_http2(body, &backlog));
-                exchanges.push(stream(connection.clone(), request, respond, resets.clone(), uploads.clone()));
+                let request = Message::new(request.map(|body| Body::from_http2(body, &backlog)));
+                // Boxed, so that it is not moved into the set as a whole.
+                let stream = stream(connection.clone(), request, respond, resets.clone(), uploads.clone());
+                exchanges.push(Box::pin(stream));
                 continue;
             }
             Next::Stream(Some(Err(error))) => {
@@ -128,13 +130,13 @@ fn refuse_flood(connection: &Connection, what: &str) {
 /// One stream: a request, its interim answers, its answer, and the answer's body.
 async fn stream(
     connection: Rc<Connection>,
-    mut request: Request<Body>,
+    mut request: Box<Message>,
     mut respond: SendResponse<Bytes>,
     resets: Resets,
     uploads: Uploads,
 ) {
-    let _upload = (!request.body().is_end_stream()).then(|| uploads.begin());
-    websocket::mark_http2(&mut request);
+    let _upload = (!request.body.is_end_stream()).then(|| uploads.begin());
+    websocket::mark_http2(&mut request.parts);
     let interim = Interim::default();
     let answered = {
         let mut exchange = std::pin::pin!(call::exchange(&connection, request, interim.clone()));

@@ -12,13 +12,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::request::Parts;
 use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use protocols::http1::head::Spelling;
 
-use super::Body;
 use super::body::{BodyError, WatchedBody};
+use super::{Body, Message};
 
 /// How long a body waits for the upstream's `100 Continue` (RFC 9110 §10.1.1: not for ever; servers may ignore it).
 /// Common clients wait one second.
@@ -41,7 +40,7 @@ struct Shared {
     body: RefCell<Option<Waker>>,
     cancelled: Cell<Option<h2::Reason>>,
     given_up: Cell<Option<h2::Reason>>,
-    sent: RefCell<Option<Parts>>,
+    sent: RefCell<Option<Box<Message>>>,
     asked: RefCell<Option<Spelling>>,
     answered: RefCell<Option<Spelling>>,
 }
@@ -110,13 +109,13 @@ impl Interim {
         }
     }
 
-    /// The head of the request as it was sent, should it have to be sent again.
-    pub fn sent(&self, head: Parts) {
-        *self.0.sent.borrow_mut() = Some(head);
+    /// The request as it was sent, without its body, should it have to be sent again.
+    pub fn sent(&self, request: Box<Message>) {
+        *self.0.sent.borrow_mut() = Some(request);
     }
 
-    /// That head.
-    pub fn take_sent(&self) -> Option<Parts> {
+    /// That request.
+    pub fn take_sent(&self) -> Option<Box<Message>> {
         self.0.sent.take()
     }
 

@@ -15,6 +15,7 @@ pub mod http1;
 pub mod http2;
 pub mod incoming;
 pub mod interim;
+pub mod message;
 pub mod pump;
 pub mod rewind;
 pub mod trailers;
@@ -24,3 +25,4 @@ pub mod window;
 pub mod wire;
 
 pub use body::{Body, BodyError};
+pub use message::Message;

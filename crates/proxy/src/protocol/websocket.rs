@@ -7,9 +7,8 @@ use aws_lc_rs::digest::{SHA1_FOR_LEGACY_USE_ONLY, digest};
 use base64::Engine as _;
 use h2::ext::Protocol;
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
-use http::{HeaderMap, HeaderValue, Method, Request, Version};
-
-use super::Body;
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Version};
 
 /// Marks a request that asks for a WebSocket; kept in its extensions.
 #[derive(Clone, Copy, Debug)]
@@ -19,26 +18,26 @@ pub struct WebSocket;
 const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 
 /// Marks an HTTP/1.1 request that asks for a WebSocket; returns its key.
-pub fn mark_http1(request: &mut Request<Body>) -> Option<HeaderValue> {
-    let headers = request.headers();
-    let asks = request.version() == Version::HTTP_11
-        && request.method() == Method::GET
+pub fn mark_http1(request: &mut Parts) -> Option<HeaderValue> {
+    let headers = &request.headers;
+    let asks = request.version == Version::HTTP_11
+        && request.method == Method::GET
         && has_token(headers, &CONNECTION, b"upgrade")
         && headers.get_all(UPGRADE).iter().count() == 1
         && has_token(headers, &UPGRADE, b"websocket");
     let key = asks.then(|| headers.get(SEC_WEBSOCKET_KEY).cloned()).flatten()?;
-    request.extensions_mut().insert(WebSocket);
+    request.extensions.insert(WebSocket);
     Some(key)
 }
 
 /// Marks an HTTP/2 request that asks for a WebSocket, and makes it the GET that it stands for.
-pub fn mark_http2(request: &mut Request<Body>) {
-    let asks = request.method() == Method::CONNECT
-        && request.extensions().get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket");
+pub fn mark_http2(request: &mut Parts) {
+    let asks = request.method == Method::CONNECT
+        && request.extensions.get::<Protocol>().is_some_and(|protocol| protocol.as_str() == "websocket");
     if asks {
-        *request.method_mut() = Method::GET;
-        request.extensions_mut().remove::<Protocol>();
-        request.extensions_mut().insert(WebSocket);
+        request.method = Method::GET;
+        request.extensions.remove::<Protocol>();
+        request.extensions.insert(WebSocket);
     }
 }
 
@@ -66,10 +65,10 @@ pub fn ask_http1(headers: &mut HeaderMap) -> HeaderValue {
 }
 
 /// Makes the marked GET an extended CONNECT for an upstream of HTTP/2.
-pub fn ask_http2(request: &mut Request<Body>) {
-    *request.method_mut() = Method::CONNECT;
-    request.headers_mut().remove(SEC_WEBSOCKET_KEY);
-    request.extensions_mut().insert(Protocol::from_static("websocket"));
+pub fn ask_http2(request: &mut Parts) {
+    request.method = Method::CONNECT;
+    request.headers.remove(SEC_WEBSOCKET_KEY);
+    request.extensions.insert(Protocol::from_static("websocket"));
 }
 
 /// Whether the 101 of an HTTP/1.1 upstream agrees as RFC 6455 §4.1 asks.
@@ -86,6 +85,8 @@ fn accept(key: &HeaderValue) -> HeaderValue {
 
 #[cfg(test)]
 mod tests {
+    use http::Request;
+
     use super::*;
 
     #[test]
@@ -100,7 +101,7 @@ mod tests {
             [("connection", "keep-alive, Upgrade"), ("upgrade", "WebSocket"), ("sec-websocket-key", "x")];
         let request = |fields: &[(&str, &str)]| {
             let builder = fields.iter().fold(Request::builder(), |b, (name, value)| b.header(*name, *value));
-            builder.body(Body::Empty).unwrap()
+            builder.body(()).unwrap().into_parts().0
         };
         assert!(mark_http1(&mut request(&whole)).is_some());
         for missing in 0..whole.len() {

@@ -25,8 +25,8 @@ use super::roots::Roots;
 use super::send::Sender;
 use crate::capture::accept::OriginalDestination;
 use crate::exchange::Open;
-use crate::protocol::Body;
 use crate::protocol::interim::Interim;
+use crate::protocol::{Body, Message};
 use crate::socket::SocketOptions;
 
 const REQUESTS: usize = 10_000;
@@ -134,7 +134,7 @@ impl Proxy {
             .header("x-number", number)
             .body(Body::Empty)
             .unwrap();
-        let sent = sender.send(Box::new(request), destination.http_versions[0]).await;
+        let sent = sender.send(Message::new(request), destination.http_versions[0]).await;
         let answer = sent.unwrap_or_else(|failed| panic!("{}", failed.failure));
         let carried = answer.headers()["x-number"].to_str().unwrap().to_owned();
         let (mut body, mut text) = (answer.into_body(), Vec::new());

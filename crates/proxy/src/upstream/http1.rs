@@ -1,7 +1,8 @@
 //! Requests over HTTP/1.1: one at a time on each connection, which is kept when its answer has been read.
 
+use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{Request, Response, Version, header};
+use http::{Response, Version, header};
 use model::destination::HttpVersion;
 use model::{Code, Failure};
 
@@ -9,14 +10,11 @@ use super::SendFailure;
 use super::http1_connection::{Http1Connection, NotAnswered};
 use super::pool::Origin;
 use super::send::{Fresh, Sender};
-use crate::protocol::Body;
+use crate::protocol::{Body, Message};
 
 impl Sender<'_> {
-    pub(super) async fn send_http1(
-        &self,
-        mut request: Box<Request<Body>>,
-    ) -> Result<Response<Body>, SendFailure> {
-        to_http1(&mut request, Some(self.origin));
+    pub(super) async fn send_http1(&self, mut request: Box<Message>) -> Result<Response<Body>, SendFailure> {
+        to_http1(&mut request.parts, Some(self.origin));
         // A kept connection may be closing at this moment; the request is given back if it was not begun.
         while let Some(connection) = self.origin.take_http1() {
             match self.try_http1(connection, request).await {
@@ -27,7 +25,7 @@ impl Sender<'_> {
         Box::pin(self.send_over_new(request)).await
     }
 
-    async fn send_over_new(&self, request: Box<Request<Body>>) -> Result<Response<Body>, SendFailure> {
+    async fn send_over_new(&self, request: Box<Message>) -> Result<Response<Body>, SendFailure> {
         match self.open(&[HttpVersion::Http1]).await {
             Ok(Fresh::Http1(connection)) => self.try_http1(connection, request).await,
             // A plain destination that is declared to speak HTTP/2.
@@ -39,21 +37,22 @@ impl Sender<'_> {
     pub(super) async fn send_fresh_http1(
         &self,
         connection: Http1Connection,
-        mut request: Box<Request<Body>>,
+        mut request: Box<Message>,
     ) -> Result<Response<Body>, SendFailure> {
-        to_http1(&mut request, Some(self.origin));
+        to_http1(&mut request.parts, Some(self.origin));
         self.try_http1(connection, request).await
     }
 
     async fn try_http1(
         &self,
         connection: Http1Connection,
-        request: Box<Request<Body>>,
+        request: Box<Message>,
     ) -> Result<Response<Body>, SendFailure> {
-        if protocols::http::is_grpc(request.method(), request.headers()) {
+        if protocols::http::is_grpc(&request.parts.method, request.headers()) {
             return Err(Failure::new(Code::GrpcNeedsHttp2, "gRPC is carried over HTTP/2 only").into());
         }
         let sending = connection.send(request, self.interim, self.trailers_dropped, Some(self.origin));
+        let sending = std::pin::pin!(sending);
         self.in_time(sending).await?.map_err(SendFailure::from)
     }
 }
@@ -65,20 +64,20 @@ impl From<NotAnswered> for SendFailure {
 }
 
 /// Origin-form and Host, as RFC 9112 §3.2.1 asks of a request to a server. What was judged (`origin`) is what Host names.
-pub(super) fn to_http1(request: &mut Request<Body>, origin: Option<&Origin>) {
+pub(super) fn to_http1(request: &mut Parts, origin: Option<&Origin>) {
     if let Some(origin) = origin {
-        name_host(request.headers_mut(), origin);
+        name_host(&mut request.headers, origin);
     }
-    if request.version() == Version::HTTP_2 {
+    if request.version == Version::HTTP_2 {
         // RFC 9113 §8.2.3 lets a client split the cookie field; HTTP/1 wants one.
-        join_cookies(request.headers_mut());
+        join_cookies(&mut request.headers);
     }
-    let uri = request.uri();
+    let uri = &request.uri;
     if uri.authority().is_some() || uri.path_and_query().is_none() {
         let target = uri.path_and_query().cloned();
-        *request.uri_mut() = target.unwrap_or_else(|| PathAndQuery::from_static("/")).into();
+        request.uri = target.unwrap_or_else(|| PathAndQuery::from_static("/")).into();
     }
-    *request.version_mut() = Version::HTTP_11;
+    request.version = Version::HTTP_11;
 }
 
 /// How the application spelt the judged name is kept where it means nothing else.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode};
+use http::{Method, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::ext::ReasonPhrase;
 use model::Failure;
@@ -26,7 +26,7 @@ use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::incoming::Inward;
 use crate::protocol::interim::Interim;
 use crate::protocol::wire::{Handle, Outgoing, Stopped, Wire};
-use crate::protocol::{Body, trailers};
+use crate::protocol::{Body, Message, trailers};
 
 /// How large the head of an answer may be.
 const BOUNDS: Bounds = Bounds { bytes: 128 << 10, fields: 256 };
@@ -64,7 +64,7 @@ pub struct NotAnswered {
     /// What to tell the application.
     pub failure: Failure,
     /// The request, if nothing of it went out.
-    pub unsent: Option<Box<Request<Body>>>,
+    pub unsent: Option<Box<Message>>,
 }
 
 impl From<Failure> for NotAnswered {
@@ -97,7 +97,7 @@ impl Http1Connection {
     /// If there is no answer that can be used; with the request, if nothing of it went out.
     pub async fn send(
         self,
-        request: Box<Request<Body>>,
+        request: Box<Message>,
         interim: &Interim,
         dropped: &prometheus::IntCounter,
         origin: Option<&Rc<Origin>>,
@@ -115,7 +115,7 @@ impl Http1Connection {
     /// If there is no answer that can be used.
     pub async fn switch(
         self,
-        request: Box<Request<Body>>,
+        request: Box<Message>,
         interim: &Interim,
         dropped: &prometheus::IntCounter,
     ) -> Result<Switched, NotAnswered> {
@@ -134,7 +134,7 @@ impl Http1Connection {
     /// Writes a request and reads the head of its answer; with what of the request is still to be written.
     async fn ask(
         &self,
-        request: Box<Request<Body>>,
+        mut request: Box<Message>,
         interim: &Interim,
         dropped: &prometheus::IntCounter,
     ) -> Result<(AnswerHead, Method, Option<Outgoing>), NotAnswered> {
@@ -143,8 +143,9 @@ impl Http1Connection {
             let failure = bad_answer("the upstream closed the connection before the request");
             return Err(NotAnswered { failure, unsent: Some(request) });
         }
-        let (parts, body) = request.into_parts();
-        let framing = framing_of(&parts, &body);
+        let body = request.take_body();
+        let parts = &request.parts;
+        let framing = framing_of(parts, &body);
         let body = trailers::to_http1(body, &parts.headers, true, dropped);
         link.wire.put_head(|out| {
             interim.with_asked(|spelling| {
@@ -152,7 +153,7 @@ impl Http1Connection {
             });
         });
         let method = parts.method.clone();
-        interim.sent(parts);
+        interim.sent(request);
         let mut upload = Some(Outgoing::new(body, framing));
         let head = link.exchange(&mut upload, interim).await?;
         Ok((head, method, upload))
@@ -366,6 +367,7 @@ impl Drop for Answer {
 mod tests {
     use std::net::SocketAddr;
 
+    use http::Request;
     use http_body::Body as _;
     use model::{HostName, SpiffeId};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
@@ -392,8 +394,8 @@ mod tests {
         (Http1Connection::new(ours), theirs, Pool::default().origin(key, None))
     }
 
-    fn request(body: Body) -> Box<Request<Body>> {
-        Box::new(Request::builder().uri("/").header("host", "a").body(body).unwrap())
+    fn request(body: Body) -> Box<Message> {
+        Message::new(Request::builder().uri("/").header("host", "a").body(body).unwrap())
     }
 
     async fn send(

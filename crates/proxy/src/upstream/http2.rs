@@ -4,6 +4,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Request, Response, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
@@ -23,7 +24,7 @@ use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::http2::FRAME_BUDGET;
 use crate::protocol::interim::Interim;
 use crate::protocol::websocket::WebSocket;
-use crate::protocol::{Body, pump};
+use crate::protocol::{Body, Message, pump};
 
 /// HTTP/2 windows towards upstreams, for one stream and for a connection: 64 KiB, the protocol's default, is too small
 /// for bodies.
@@ -66,7 +67,7 @@ impl Sender<'_> {
     pub(super) async fn send_http2(
         &self,
         sender: Http2Sender,
-        mut request: Box<Request<Body>>,
+        mut request: Box<Message>,
     ) -> Result<Response<Body>, SendFailure> {
         let mut sender = match sender.ready().await {
             Ok(sender) => sender,
@@ -75,13 +76,13 @@ impl Sender<'_> {
                 return Err(SendFailure { failure: http2_failure(error), unsent, untouched: true });
             }
         };
-        to_http2(&mut request, self.origin)?;
-        let (parts, body) = request.into_parts();
+        to_http2(&mut request.parts, self.origin)?;
+        let Message { parts, body } = *request;
         let ended = body.is_end_stream();
         // The head once more, for a body that may be had back; of a tunnel nothing is sent twice.
         let spare = (!ended && parts.extensions.get::<WebSocket>().is_none()).then(|| parts.clone());
         if ended {
-            self.interim.sent(parts.clone());
+            self.interim.sent(Box::new(Message { parts: parts.clone(), body: Body::Empty }));
         }
         let head = Request::from_parts(parts, ());
         let place = sender.place();
@@ -101,14 +102,14 @@ impl Sender<'_> {
             (Some(AbortOnDrop(task.abort_handle())), None)
         };
         let interim = self.interim;
-        let answer = std::future::poll_fn(|cx| {
+        let mut answer = std::future::poll_fn(|cx| {
             // Before the answer itself, which discards them.
             while let Poll::Ready(Some(Ok(early))) = answer.poll_informational(cx) {
                 interim.push(early.status(), early.headers());
             }
             Pin::new(&mut answer).poll(cx)
         });
-        let answer = match self.in_time(answer).await? {
+        let answer = match self.in_time(Pin::new(&mut answer)).await? {
             Ok(answer) => answer,
             Err(error) => {
                 let is_grpc = spare.as_ref().is_some_and(|head| is_grpc(&head.method, &head.headers));
@@ -120,7 +121,7 @@ impl Sender<'_> {
                     && let Some(parts) = spare
                     && let Some(body) = loan.take_back()
                 {
-                    failure.unsent = Some(Box::new(Request::from_parts(parts, body)));
+                    failure.unsent = Some(Box::new(Message { parts, body }));
                 }
                 return Err(failure);
             }
@@ -187,17 +188,17 @@ pub(super) async fn start_http2(
 }
 
 /// Scheme and authority in the pseudo-headers, none in Host (RFC 9113 §8.3.1).
-pub(super) fn to_http2(request: &mut Request<Body>, origin: &Origin) -> Result<(), Failure> {
+pub(super) fn to_http2(request: &mut Parts, origin: &Origin) -> Result<(), Failure> {
     let mut target = http::uri::Parts::default();
-    let path = request.uri().path_and_query().cloned();
+    let path = request.uri.path_and_query().cloned();
     target.path_and_query = path.or_else(|| Some(PathAndQuery::from_static("/")));
     target.scheme = Some(if origin.key.secure { Scheme::HTTPS } else { Scheme::HTTP });
     target.authority = Some(origin.authority.clone());
-    *request.uri_mut() = Uri::from_parts(target).map_err(|e| {
+    request.uri = Uri::from_parts(target).map_err(|e| {
         Failure::new(Code::MalformedRequest, "the request's target can't be carried").because(e)
     })?;
-    request.headers_mut().remove(header::HOST);
-    *request.version_mut() = Version::HTTP_2;
+    request.headers.remove(header::HOST);
+    request.version = Version::HTTP_2;
     Ok(())
 }
 

@@ -34,7 +34,7 @@ pub struct SendFailure {
     /// What to tell the application.
     pub failure: Failure,
     /// The request, if it was given back unsent.
-    pub unsent: Option<Box<http::Request<crate::protocol::Body>>>,
+    pub unsent: Option<Box<crate::protocol::Message>>,
     /// The server has not looked at the request and says so (RFC 9113 §8.7): it may be sent again.
     pub untouched: bool,
 }

@@ -3,15 +3,15 @@
 
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::Response;
 use model::{Code, Failure};
 use tokio::net::TcpStream;
 
 use super::http1::to_http1;
 use super::http1_connection::Http1Connection;
 use super::last_word::LastWord;
-use crate::protocol::Body;
 use crate::protocol::interim::Interim;
+use crate::protocol::{Body, Message};
 
 /// Sends the request and brings the answer's head back.
 ///
@@ -19,17 +19,17 @@ use crate::protocol::interim::Interim;
 /// [`Code::UpstreamBadAnswer`] or [`Code::UpstreamTimeout`].
 pub async fn send(
     stream: TcpStream,
-    mut request: Request<Body>,
+    mut request: Box<Message>,
     interim: &Interim,
     patience: Duration,
     dropped: &prometheus::IntCounter,
 ) -> Result<Response<Body>, Failure> {
-    to_http1(&mut request, None);
+    to_http1(&mut request.parts, None);
     if request.headers().contains_key(http::header::EXPECT) {
-        request = request.map(|body| interim.guard(body));
+        request.body = interim.guard(request.take_body());
     }
     let connection = Http1Connection::new(LastWord::new(stream));
-    let sending = connection.send(Box::new(request), interim, dropped, None);
+    let sending = connection.send(request, interim, dropped, None);
     let sent = tokio::time::timeout(patience, sending).await;
     let late = |_| Failure::new(Code::UpstreamTimeout, format!("no answer in {} s", patience.as_secs()));
     sent.map_err(late)?.map_err(|not_answered| not_answered.failure)

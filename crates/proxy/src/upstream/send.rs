@@ -1,10 +1,11 @@
 //! Puts a request on a connection to its upstream and brings the answer's head back.
 
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{Request, Response};
+use http::{HeaderMap, Response};
 use model::destination::HttpVersion;
 use model::{Code, Destination, Failure};
 use prometheus::IntCounter;
@@ -19,9 +20,8 @@ use super::pool::{Http2Sender, Origin};
 use super::roots::Roots;
 use crate::capture::accept::OriginalDestination;
 use crate::exchange::Open;
-use crate::protocol::Body;
 use crate::protocol::interim::Interim;
-use crate::protocol::websocket::WebSocket;
+use crate::protocol::{Body, Message};
 
 /// What sending needs besides the request.
 pub struct Sender<'a> {
@@ -81,19 +81,16 @@ impl Sender<'_> {
     ///
     /// # Errors
     /// A failure of this stage; `unsent` holds the request if nothing of it went out.
-    ///
-    /// The request is boxed: an async function holds what it is given twice, and there are some on the way.
     pub async fn send(
         &self,
-        mut request: Box<Request<Body>>,
+        mut request: Box<Message>,
         version: HttpVersion,
     ) -> Result<Response<Body>, SendFailure> {
-        if request.extensions().get::<WebSocket>().is_some() {
+        if request.is_websocket() {
             return Box::pin(self.send_websocket(request, version)).await;
         }
-        if expects(&request) {
-            let body = std::mem::replace(request.body_mut(), Body::Empty);
-            *request.body_mut() = self.interim.guard(body);
+        if expects(request.headers()) {
+            request.body = self.interim.guard(request.take_body());
         }
         match version {
             HttpVersion::Http1 if !self.speaks_only_http2() => match self.send_http1(request).await {
@@ -113,7 +110,7 @@ impl Sender<'_> {
         }
     }
 
-    async fn send_multiplexed(&self, request: Box<Request<Body>>) -> Result<Response<Body>, SendFailure> {
+    async fn send_multiplexed(&self, request: Box<Message>) -> Result<Response<Body>, SendFailure> {
         match self.http2().await? {
             Fresh::Http2(sender) => self.send_http2(sender, request).await,
             Fresh::Http1(sender) => self.send_fresh_http1(sender, request).await,
@@ -125,7 +122,8 @@ impl Sender<'_> {
         self.destination.http_versions == [HttpVersion::Http2] || self.origin.is_http1_refused()
     }
 
-    pub(super) async fn in_time<T>(&self, answer: impl Future<Output = T>) -> Result<T, Failure> {
+    /// Waits for an answer as long as one may take. Pinned by the caller: see [`Open::unless_cut`].
+    pub(super) async fn in_time<T>(&self, answer: Pin<&mut impl Future<Output = T>>) -> Result<T, Failure> {
         let answered = self.open.within(self.answer_patience, answer).await;
         answered.ok_or_else(|| {
             let seconds = self.answer_patience.as_secs();
@@ -177,6 +175,6 @@ impl Sender<'_> {
 }
 
 /// Whether the application waits for leave to send its body (RFC 9110 §10.1.1).
-fn expects(request: &Request<Body>) -> bool {
-    request.headers().contains_key(http::header::EXPECT)
+fn expects(headers: &HeaderMap) -> bool {
+    headers.contains_key(http::header::EXPECT)
 }

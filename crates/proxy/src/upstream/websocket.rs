@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use model::destination::HttpVersion;
 use model::{Code, Failure};
@@ -20,7 +20,7 @@ use super::http1_connection::{Http1Connection, Switched};
 use super::pool::Http2Sender;
 use super::send::{Fresh, Sender};
 use crate::protocol::body::{BodyError, WatchedBody};
-use crate::protocol::{Body, tunnel, websocket};
+use crate::protocol::{Body, Message, tunnel, websocket};
 
 /// How long a new connection may take to say whether it knows extended CONNECT.
 const SETTINGS: Duration = Duration::from_secs(1);
@@ -30,7 +30,7 @@ impl Sender<'_> {
     /// is a 101, whatever the version.
     pub(super) async fn send_websocket(
         &self,
-        request: Box<Request<Body>>,
+        request: Box<Message>,
         version: HttpVersion,
     ) -> Result<Response<Body>, SendFailure> {
         let over_http2 = self.speaks_only_http2()
@@ -50,7 +50,7 @@ impl Sender<'_> {
         }
     }
 
-    async fn extended_connect(&self, mut request: Box<Request<Body>>) -> Result<Response<Body>, SendFailure> {
+    async fn extended_connect(&self, mut request: Box<Message>) -> Result<Response<Body>, SendFailure> {
         let Fresh::Http2(sender) = self.http2().await? else {
             return Err(bad_answer("the server's choice of protocol was not offered").into());
         };
@@ -58,7 +58,7 @@ impl Sender<'_> {
             let detail = "the destination knows no WebSocket over HTTP/2 (RFC 8441)";
             return Err(Failure::new(Code::NotCarried, detail).into());
         }
-        websocket::ask_http2(&mut request);
+        websocket::ask_http2(&mut request.parts);
         let mut response = self.send_http2(sender, request).await?;
         if response.status() == StatusCode::OK {
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -69,12 +69,12 @@ impl Sender<'_> {
     async fn upgrade(
         &self,
         connection: Http1Connection,
-        mut request: Box<Request<Body>>,
+        mut request: Box<Message>,
     ) -> Result<Response<Body>, SendFailure> {
-        to_http1(&mut request, Some(self.origin));
-        let expected = websocket::ask_http1(request.headers_mut());
-        let up = std::mem::replace(request.body_mut(), Body::Empty);
-        let switching = connection.switch(request, self.interim, self.trailers_dropped);
+        to_http1(&mut request.parts, Some(self.origin));
+        let expected = websocket::ask_http1(&mut request.parts.headers);
+        let up = request.take_body();
+        let switching = std::pin::pin!(connection.switch(request, self.interim, self.trailers_dropped));
         let (answer, first, io) = match self.in_time(switching).await?? {
             Switched::No(answer) => return Ok(answer),
             Switched::Yes(answer, first, io) => (answer, first, io),
