@@ -1,6 +1,6 @@
 // Services under any name, that tell by which name they were called and with what: for tests of names and addresses.
 //
-//   9443, 9444  TLS, HTTP/2 and HTTP/1.1     9080, 9081  HTTP/1.1 in the clear, and what is asked with an upgrade
+//   9443, 9444  TLS, HTTP/2 and HTTP/1.1     9080, 9081  the same in the clear, HTTP/2 by prior knowledge
 //   9025        speaks first                 9092        what was seen (plain, loopback)
 import fs from 'node:fs';
 import http from 'node:http';
@@ -20,6 +20,7 @@ function answer(request, response) {
     sni: socket.servername || '',
     address: socket.localAddress.replace('::ffff:', ''),
     port: socket.localPort,
+    from: socket.remotePort,
     version: request.httpVersion,
     credential: /^Bearer ey/.test(request.headers.authorization ?? ''),
     headers: request.headers,
@@ -30,6 +31,11 @@ function answer(request, response) {
     return void response.writeHead(302, { location: url.searchParams.get('to') }).end('elsewhere');
   }
   if (url.pathname === '/echo') return void request.pipe(response);
+  if (url.pathname === '/trailers') {
+    response.write('a body');
+    response.addTrailers({ 'x-end': 'reached' });
+    return void response.end();
+  }
   response.writeHead(200, { 'content-type': 'application/json' });
   return void response.end(JSON.stringify(told));
 }
@@ -43,7 +49,20 @@ for (const port of [9443, 9444]) {
   const server = http2.createSecureServer({ ...identity, allowHTTP1: true }, answer);
   server.on('sessionError', () => {}).on('error', fail).listen(port, '::');
 }
-for (const port of [9080, 9081]) http.createServer(answer).on('error', fail).listen(port, '::');
+const [clear1, clear2] = [http.createServer(answer), http2.createServer(answer)];
+clear2.on('sessionError', () => {});
+for (const port of [9080, 9081]) {
+  const server = net.createServer((socket) => {
+    socket.on('error', () => {});
+    socket.once('readable', () => {
+      const first = socket.read();
+      if (first === null) return;
+      socket.unshift(first);
+      (first.subarray(0, 4).toString() === 'PRI ' ? clear2 : clear1).emit('connection', socket);
+    });
+  });
+  server.on('error', fail).listen(port, '::');
+}
 net.createServer((socket) => {
   socket.on('error', () => {});
   socket.write('220 names\r\n');

@@ -62,6 +62,7 @@ use crate::rewrite::{self, Removed};
 use crate::splice::reset;
 use crate::standing;
 use crate::tls::{self, Opening};
+use crate::upstream::once::Beside;
 use crate::upstream::pool::{Origin, OriginKey};
 use crate::upstream::send::Sender;
 use crate::way::{For, Way, Ways};
@@ -85,6 +86,8 @@ pub struct Connection {
     pub version: HttpVersion,
     /// What goes on on it.
     pub activity: Activity,
+    /// Where its requests go that no policy covers, if they are HTTP/2 in the clear.
+    pub beside: Beside,
     /// What its requests have in common.
     ways: Ways,
 }
@@ -97,8 +100,8 @@ impl Connection {
         channel: Channel,
         version: HttpVersion,
     ) -> Self {
-        let (activity, ways) = (Activity::default(), Ways::default());
-        Self { worker, caller, channel, version, activity, ways }
+        let (activity, beside, ways) = (Activity::default(), Beside::default(), Ways::default());
+        Self { worker, caller, channel, version, activity, beside, ways }
     }
 
     /// What is made once for all requests that are judged as this one was.
@@ -491,15 +494,16 @@ async fn carry(
     let id = asked.id;
     let room =
         within_limits(connection, &message).map_err(|f| Refused::before_judgement(f, &message.parts))?;
-    if connection.channel.original.is_none() {
-        let uncovered = forward::admit(connection, &mut message.parts)
-            .map_err(|f| Refused::before_judgement(f, &message.parts))?;
-        if let Some(uncovered) = uncovered {
-            let refusing = message.parts.clone();
-            // Boxed: rare, and its state would make every request's future large.
-            let passed = Box::pin(uncovered.pass(connection, asked, room, message)).await;
-            return passed.map_err(|f| Refused::before_judgement(f, &refusing));
-        }
+    let uncovered = match connection.channel.original {
+        Some(_) => forward::passing(connection, &message.parts),
+        None => forward::admit(connection, &mut message.parts)
+            .map_err(|f| Refused::before_judgement(f, &message.parts))?,
+    };
+    if let Some(uncovered) = uncovered {
+        let refusing = message.parts.clone();
+        // Boxed: rare, and its state would make every request's future large.
+        let passed = Box::pin(uncovered.pass(connection, asked, room, message)).await;
+        return passed.map_err(|f| Refused::before_judgement(f, &refusing));
     }
     let parts = &mut message.parts;
     // 3 protocol

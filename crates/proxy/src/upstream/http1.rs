@@ -53,7 +53,7 @@ impl Sender<'_> {
         }
         let sending = connection.send(request, self.interim, self.trailers_dropped, Some(self.origin));
         let sending = std::pin::pin!(sending);
-        self.in_time(sending).await?.map_err(SendFailure::from)
+        self.awaited().in_time(sending).await?.map_err(SendFailure::from)
     }
 }
 

@@ -18,7 +18,7 @@ use super::SendFailure;
 use super::failure::{bad_answer, http2_failure};
 use super::loan::Loan;
 use super::pool::{Http2Sender, Origin, Place};
-use super::send::{Fresh, Sender};
+use super::send::{Awaited, Fresh, Sender};
 use crate::protocol::backlog::{Backlog, Bursts};
 use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::http2::FRAME_BUDGET;
@@ -69,75 +69,84 @@ impl Sender<'_> {
         sender: Http2Sender,
         mut request: Box<Message>,
     ) -> Result<Response<Body>, SendFailure> {
-        let mut sender = match sender.ready().await {
-            Ok(sender) => sender,
-            Err(error) => {
-                let unsent = Some(request);
-                return Err(SendFailure { failure: http2_failure(error), unsent, untouched: true });
-            }
-        };
         to_http2(&mut request.parts, self.origin)?;
-        let Message { parts, body } = *request;
-        let ended = body.is_end_stream();
-        // The head once more, for a body that may be had back; of a tunnel nothing is sent twice.
-        let spare = (!ended && parts.extensions.get::<WebSocket>().is_none()).then(|| parts.clone());
-        if ended {
-            self.interim.sent(Box::new(Message { parts: parts.clone(), body: Body::Empty }));
-        }
-        let head = Request::from_parts(parts, ());
-        let place = sender.place();
-        let (mut answer, sink) = sender.sender.send_request(head, ended).map_err(failed)?;
-        let mut outgoing = Outgoing { stream: sink, interim: self.interim.clone() };
-        let (loan, mut lent) = Loan::new(body);
-        let (upload, outgoing) = if ended {
-            (None, Some(outgoing))
-        } else {
-            let task = tokio::task::spawn_local(async move {
-                match pump::pump(&mut lent, &mut outgoing.stream).await {
-                    // The stream can still be reset, for as long as its answer is awaited.
-                    Ok(()) => std::future::pending().await,
-                    Err(stopped) => tracing::debug!(?stopped, "the request's body stopped before its end"),
-                }
-            });
-            (Some(AbortOnDrop(task.abort_handle())), None)
-        };
-        let interim = self.interim;
-        let mut answer = std::future::poll_fn(|cx| {
-            // Before the answer itself, which discards them.
-            while let Poll::Ready(Some(Ok(early))) = answer.poll_informational(cx) {
-                interim.push(early.status(), early.headers());
-            }
-            Pin::new(&mut answer).poll(cx)
-        });
-        let answer = match self.in_time(Pin::new(&mut answer)).await? {
-            Ok(answer) => answer,
-            Err(error) => {
-                let is_grpc = spare.as_ref().is_some_and(|head| is_grpc(&head.method, &head.headers));
-                if let Some(reason) = cancellation(&error, is_grpc) {
-                    interim.give_up(reason);
-                }
-                let mut failure = failed(error);
-                if failure.untouched
-                    && let Some(parts) = spare
-                    && let Some(body) = loan.take_back()
-                {
-                    failure.unsent = Some(Box::new(Message { parts, body }));
-                }
-                return Err(failure);
-            }
-        };
-        protocols::http::check_answer(answer.headers()).map_err(|e| bad_answer(&e.to_string()))?;
-        Ok(answer.map(|stream| match Body::from_http2(stream, &sender.backlog) {
-            // The request may still be on its way after the answer's end, so the upload goes with the body.
-            Body::Empty if upload.is_none() => Body::Empty,
-            body => Body::Watched(Box::new(Http2Answer {
-                body,
-                _upload: upload,
-                _outgoing: outgoing,
-                _place: place,
-            })),
-        }))
+        exchange(sender, request, self.awaited()).await
     }
+}
+
+/// One stream of a connection: a request, whose target is absolute, and its answer.
+///
+/// # Errors
+/// If there is no answer that can be used; with the request, if nothing of it went out.
+pub(super) async fn exchange(
+    sender: Http2Sender,
+    request: Box<Message>,
+    awaited: Awaited<'_>,
+) -> Result<Response<Body>, SendFailure> {
+    let mut sender = match sender.ready().await {
+        Ok(sender) => sender,
+        Err(error) => {
+            let unsent = Some(request);
+            return Err(SendFailure { failure: http2_failure(error), unsent, untouched: true });
+        }
+    };
+    let interim = awaited.interim;
+    let Message { parts, body } = *request;
+    let ended = body.is_end_stream();
+    // The head once more, for a body that may be had back; of a tunnel nothing is sent twice.
+    let spare = (!ended && parts.extensions.get::<WebSocket>().is_none()).then(|| parts.clone());
+    if ended {
+        interim.sent(Box::new(Message { parts: parts.clone(), body: Body::Empty }));
+    }
+    let head = Request::from_parts(parts, ());
+    let place = sender.place();
+    let (mut answer, sink) = sender.sender.send_request(head, ended).map_err(failed)?;
+    let mut outgoing = Outgoing { stream: sink, interim: interim.clone() };
+    let (loan, mut lent) = Loan::new(body);
+    let (upload, outgoing) = if ended {
+        (None, Some(outgoing))
+    } else {
+        let task = tokio::task::spawn_local(async move {
+            match pump::pump(&mut lent, &mut outgoing.stream).await {
+                // The stream can still be reset, for as long as its answer is awaited.
+                Ok(()) => std::future::pending().await,
+                Err(stopped) => tracing::debug!(?stopped, "the request's body stopped before its end"),
+            }
+        });
+        (Some(AbortOnDrop(task.abort_handle())), None)
+    };
+    let mut answer = std::future::poll_fn(|cx| {
+        // Before the answer itself, which discards them.
+        while let Poll::Ready(Some(Ok(early))) = answer.poll_informational(cx) {
+            interim.push(early.status(), early.headers());
+        }
+        Pin::new(&mut answer).poll(cx)
+    });
+    let answer = match awaited.in_time(Pin::new(&mut answer)).await? {
+        Ok(answer) => answer,
+        Err(error) => {
+            let is_grpc = spare.as_ref().is_some_and(|head| is_grpc(&head.method, &head.headers));
+            if let Some(reason) = cancellation(&error, is_grpc) {
+                interim.give_up(reason);
+            }
+            let mut failure = failed(error);
+            if failure.untouched
+                && let Some(parts) = spare
+                && let Some(body) = loan.take_back()
+            {
+                failure.unsent = Some(Box::new(Message { parts, body }));
+            }
+            return Err(failure);
+        }
+    };
+    protocols::http::check_answer(answer.headers()).map_err(|e| bad_answer(&e.to_string()))?;
+    Ok(answer.map(|stream| match Body::from_http2(stream, &sender.backlog) {
+        // The request may still be on its way after the answer's end, so the upload goes with the body.
+        Body::Empty if upload.is_none() => Body::Empty,
+        body => {
+            Body::Watched(Box::new(Http2Answer { body, _upload: upload, _outgoing: outgoing, _place: place }))
+        }
+    }))
 }
 
 /// A stream above the last that GOAWAY names, or one refused with REFUSED_STREAM, has not been looked at

@@ -1,17 +1,20 @@
-//! One request over HTTP/1.1 on a connection of its own, for what no policy covers: such connections are never kept, so
-//! that no covered call can come to use one.
+//! Requests that no policy covers. Over HTTP/1.1 each has a connection of its own; over HTTP/2 those of one connection of
+//! the application's share one. Such connections are in no pool, so that no covered call can come to use one.
 
 use std::time::Duration;
 
-use http::Response;
+use http::{Response, StatusCode};
 use model::{Code, Failure};
 use tokio::net::TcpStream;
 
 use super::http1::to_http1;
 use super::http1_connection::Http1Connection;
+use super::http2::{exchange, start_http2};
 use super::last_word::LastWord;
+use super::pool::Http2Sender;
+use super::send::Awaited;
 use crate::protocol::interim::Interim;
-use crate::protocol::{Body, Message};
+use crate::protocol::{Body, Message, websocket};
 
 /// Sends the request and brings the answer's head back.
 ///
@@ -33,4 +36,60 @@ pub async fn send(
     let sent = tokio::time::timeout(patience, sending).await;
     let late = |_| Failure::new(Code::UpstreamTimeout, format!("no answer in {} s", patience.as_secs()));
     sent.map_err(late)?.map_err(|not_answered| not_answered.failure)
+}
+
+/// The connection of HTTP/2 in the clear for what one connection of the application's asks where no policy covers it;
+/// it ends with that one.
+#[derive(Default)]
+pub struct Beside(tokio::sync::Mutex<Option<Http2Sender>>);
+
+impl Beside {
+    /// Sends the request, whose target is absolute, and brings the answer's head back. Sends it once more, on a new
+    /// connection, if the server has not looked at it and says so.
+    ///
+    /// # Errors
+    /// As for dialling; [`Code::UpstreamBadAnswer`] or [`Code::UpstreamTimeout`].
+    pub async fn send(
+        &self,
+        dial: impl AsyncFn() -> Result<TcpStream, Failure>,
+        mut request: Box<Message>,
+        awaited: Awaited<'_>,
+    ) -> Result<Response<Body>, Failure> {
+        let is_tunnel = request.is_websocket();
+        if is_tunnel {
+            websocket::ask_http2(&mut request.parts);
+        }
+        let failed = match exchange(self.sender(&dial).await?, request, awaited).await {
+            Ok(answer) => return Ok(agreed(answer, is_tunnel)),
+            Err(failed) => failed,
+        };
+        match failed.unsent.or_else(|| awaited.interim.take_sent()) {
+            Some(unsent) if failed.untouched => {
+                self.0.lock().await.take();
+                let again = exchange(self.sender(&dial).await?, unsent, awaited).await;
+                again.map(|answer| agreed(answer, is_tunnel)).map_err(|failed| failed.failure)
+            }
+            _ => Err(failed.failure),
+        }
+    }
+
+    async fn sender(
+        &self,
+        dial: &impl AsyncFn() -> Result<TcpStream, Failure>,
+    ) -> Result<Http2Sender, Failure> {
+        // Held while it is dialled, so that many first requests open one connection.
+        let mut kept = self.0.lock().await;
+        match &*kept {
+            Some(sender) => Ok(sender.clone()),
+            None => Ok(kept.insert(start_http2(LastWord::new(dial().await?)).await?).clone()),
+        }
+    }
+}
+
+/// A tunnel that was agreed is a 101, whatever the version.
+fn agreed(mut answer: Response<Body>, is_tunnel: bool) -> Response<Body> {
+    if is_tunnel && answer.status() == StatusCode::OK {
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    }
+    answer
 }

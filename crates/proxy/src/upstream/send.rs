@@ -1,5 +1,6 @@
 //! Puts a request on a connection to its upstream and brings the answer's head back.
 
+use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -45,6 +46,30 @@ pub struct Sender<'a> {
     pub trailers_dropped: &'a IntCounter,
     /// Where interim answers go.
     pub interim: &'a Interim,
+}
+
+/// An answer that is awaited.
+#[derive(Clone, Copy)]
+pub struct Awaited<'a> {
+    /// The exchange of which this is a part.
+    pub open: &'a Open,
+    /// For the head of the answer.
+    pub patience: Duration,
+    /// Of whom it is awaited.
+    pub host: &'a dyn fmt::Display,
+    /// Where interim answers go.
+    pub interim: &'a Interim,
+}
+
+impl Awaited<'_> {
+    /// Waits for it as long as one may take. Pinned by the caller: see [`Open::unless_cut`].
+    pub(super) async fn in_time<T>(&self, answer: Pin<&mut impl Future<Output = T>>) -> Result<T, Failure> {
+        let answered = self.open.within(self.patience, answer).await;
+        answered.ok_or_else(|| {
+            let detail = format!("{} did not answer in {} s", self.host, self.patience.as_secs());
+            Failure::new(Code::UpstreamTimeout, detail)
+        })
+    }
 }
 
 /// A connection that can take a request, by what it speaks.
@@ -122,14 +147,9 @@ impl Sender<'_> {
         self.destination.http_versions == [HttpVersion::Http2] || self.origin.is_http1_refused()
     }
 
-    /// Waits for an answer as long as one may take. Pinned by the caller: see [`Open::unless_cut`].
-    pub(super) async fn in_time<T>(&self, answer: Pin<&mut impl Future<Output = T>>) -> Result<T, Failure> {
-        let answered = self.open.within(self.answer_patience, answer).await;
-        answered.ok_or_else(|| {
-            let seconds = self.answer_patience.as_secs();
-            let detail = format!("{} did not answer in {seconds} s", self.origin.key.host);
-            Failure::new(Code::UpstreamTimeout, detail)
-        })
+    pub(super) fn awaited(&self) -> Awaited<'_> {
+        let Self { open, answer_patience: patience, origin, interim, .. } = self;
+        Awaited { open, patience: *patience, host: &origin.key.host, interim }
     }
 
     pub(super) async fn open(&self, offer: &[HttpVersion]) -> Result<Fresh, Failure> {

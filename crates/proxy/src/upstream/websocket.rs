@@ -75,7 +75,7 @@ impl Sender<'_> {
         let expected = websocket::ask_http1(&mut request.parts.headers);
         let up = request.take_body();
         let switching = std::pin::pin!(connection.switch(request, self.interim, self.trailers_dropped));
-        let (answer, first, io) = match self.in_time(switching).await?? {
+        let (answer, first, io) = match self.awaited().in_time(switching).await?? {
             Switched::No(answer) => return Ok(answer),
             Switched::Yes(answer, first, io) => (answer, first, io),
         };
