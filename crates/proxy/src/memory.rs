@@ -20,6 +20,9 @@ pub const REQUEST: usize = 96 << 10;
 /// How often the process is looked at.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// Looks between which nothing is reserved, after which the allocator gives back what it keeps in reserve.
+const QUIET: u32 = 50;
+
 /// What may be held, and what is.
 #[derive(Clone)]
 pub struct Budget(Arc<Inner>);
@@ -27,6 +30,8 @@ pub struct Budget(Arc<Inner>);
 struct Inner {
     cap: usize,
     reserved: AtomicUsize,
+    /// How often something was reserved.
+    times: AtomicUsize,
     over: AtomicBool,
     shown: Gauges,
 }
@@ -60,8 +65,8 @@ impl Budget {
         };
         registry.register(Box::new(shown.reserved.clone()))?;
         registry.register(Box::new(shown.anonymous.clone()))?;
-        let reserved = AtomicUsize::new(0);
-        Ok(Self(Arc::new(Inner { cap, reserved, over: AtomicBool::new(false), shown })))
+        let (reserved, times) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Ok(Self(Arc::new(Inner { cap, reserved, times, over: AtomicBool::new(false), shown })))
     }
 
     /// Reserves; `None` if that would be more than the cap, or the process has more already.
@@ -72,6 +77,7 @@ impl Budget {
         }
         let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= self.0.cap);
         let before = self.0.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
+        self.0.times.fetch_add(1, Ordering::Relaxed);
         self.show(before + bytes);
         Some(Reserved { budget: self.clone(), bytes })
     }
@@ -90,10 +96,14 @@ impl Budget {
 
     /// Looks at the process for as long as the program runs.
     pub async fn watch(self) {
+        let mut rest = Rest::default();
         loop {
             tokio::time::sleep(LOOK).await;
             if let Some(bytes) = anonymous() {
                 self.look(bytes);
+            }
+            if rest.begins(self.0.times.load(Ordering::Relaxed)) {
+                give_back();
             }
         }
     }
@@ -120,6 +130,22 @@ impl Budget {
     }
 }
 
+/// Notices that nothing goes on, once each time.
+#[derive(Default)]
+struct Rest {
+    times: usize,
+    looks: u32,
+}
+
+impl Rest {
+    /// Whether nothing was reserved for so many looks that a rest has just begun.
+    fn begins(&mut self, times: usize) -> bool {
+        self.looks = if times == self.times { self.looks.saturating_add(1) } else { 0 };
+        self.times = times;
+        self.looks == QUIET
+    }
+}
+
 impl Drop for Reserved {
     fn drop(&mut self) {
         let before = self.budget.0.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
@@ -135,10 +161,10 @@ fn anonymous() -> Option<usize> {
     Some(resident.saturating_sub(shared) * rustix::param::page_size())
 }
 
-/// What the allocator may keep at the end of a heap before it gives it back: with its own 128 KiB it does so a hundred
-/// times a second under load, and takes it again at once, page by page.
+/// What the allocator may keep at the end of a heap before it gives it back: with its own 128 KiB it does so hundreds of
+/// times a second under load, and takes it again at once, page by page. It goes back when nothing goes on.
 #[cfg(target_env = "gnu")]
-const RESERVE: i32 = 1 << 20;
+const RESERVE: i32 = 4 << 20;
 
 /// Has the allocator keep a reserve, and no lists of small pieces that it would have to put together each time that it
 /// looks for a large one; to be called once, at the start.
@@ -194,6 +220,13 @@ mod tests {
         assert!(budget.reserve(1).is_none());
         budget.look(100);
         assert!(budget.reserve(1).is_some());
+    }
+
+    #[test]
+    fn a_rest_begins_once_after_each_time_that_something_went_on() {
+        let mut rest = Rest::default();
+        let mut begun = |times: usize, looks: u32| (0..looks).filter(|_| rest.begins(times)).count();
+        assert_eq!([begun(0, QUIET * 3), begun(1, QUIET), begun(2, QUIET), begun(2, QUIET)], [1, 0, 0, 1]);
     }
 
     #[test]
