@@ -123,24 +123,23 @@ fn port(rest: &str) -> Result<Option<u16>, Malformed> {
 /// For each ambiguity that the HTTP libraries let through.
 pub fn check_request(parts: &Parts) -> Result<(), Malformed> {
     let headers = &parts.headers;
-    let lengths = headers.get_all(CONTENT_LENGTH).iter().count();
-    let encodings: Vec<_> = headers.get_all(TRANSFER_ENCODING).iter().collect();
-    if lengths > 1 {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
+    let (length, encoding) = (lengths.next(), encodings.next());
+    if lengths.next().is_some() {
         return Err(Malformed("the request has two Content-Length fields"));
     }
-    if let Some(length) = headers.get(CONTENT_LENGTH)
-        && (length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit))
-    {
+    if length.is_some_and(|length| !is_number(length)) {
         return Err(Malformed("the request's Content-Length is not a number"));
     }
-    if !encodings.is_empty() {
-        if lengths > 0 {
+    if let Some(encoding) = encoding {
+        if length.is_some() {
             return Err(Malformed("the request has both Transfer-Encoding and Content-Length"));
         }
         if parts.version != Version::HTTP_11 {
             return Err(Malformed("only HTTP/1.1 has Transfer-Encoding"));
         }
-        if encodings.len() > 1 || !encodings[0].as_bytes().eq_ignore_ascii_case(b"chunked") {
+        if encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") {
             return Err(Malformed("the request's Transfer-Encoding is something else than chunked"));
         }
     }
@@ -163,24 +162,27 @@ pub fn expects_another(headers: &HeaderMap) -> bool {
 /// # Errors
 /// For each ambiguity of its framing that the HTTP libraries let through.
 pub fn check_answer(headers: &HeaderMap) -> Result<(), Malformed> {
-    let lengths = headers.get_all(CONTENT_LENGTH).iter().count();
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let mut encodings = headers.get_all(TRANSFER_ENCODING).iter();
-    if lengths > 1 {
+    let length = lengths.next();
+    if lengths.next().is_some() {
         return Err(Malformed("the answer has two Content-Length fields"));
     }
-    if let Some(length) = headers.get(CONTENT_LENGTH)
-        && (length.is_empty() || !length.as_bytes().iter().all(u8::is_ascii_digit))
-    {
+    if length.is_some_and(|length| !is_number(length)) {
         return Err(Malformed("the answer's Content-Length is not a number"));
     }
     let Some(encoding) = encodings.next() else { return Ok(()) };
-    if lengths > 0 {
+    if length.is_some() {
         return Err(Malformed("the answer has both Transfer-Encoding and Content-Length"));
     }
     if encodings.next().is_some() || !encoding.as_bytes().eq_ignore_ascii_case(b"chunked") {
         return Err(Malformed("the answer's Transfer-Encoding is something else than chunked"));
     }
     Ok(())
+}
+
+fn is_number(value: &HeaderValue) -> bool {
+    !value.is_empty() && value.as_bytes().iter().all(u8::is_ascii_digit)
 }
 
 /// Removes what ends at this hop (RFC 9110 §7.6.1): `Connection` and what it names, and the fields that are of one

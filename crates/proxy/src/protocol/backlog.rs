@@ -39,9 +39,13 @@ impl Backlog {
         self.0.kept.get()
     }
 
-    /// The receiving half of a stream of this connection.
-    pub fn stream(&self, stream: h2::RecvStream) -> Received {
-        let waiting = Waiting {
+    /// The receiving half of a stream of this connection, of which this was read already.
+    pub fn stream(
+        &self,
+        stream: h2::RecvStream,
+        first: Option<Option<Result<Bytes, h2::Error>>>,
+    ) -> Received {
+        let mut waiting = Waiting {
             stream,
             whole: VecDeque::new(),
             small: BytesMut::new(),
@@ -49,6 +53,9 @@ impl Backlog {
             is_read: false,
             shared: self.0.clone(),
         };
+        if let Some(first) = first {
+            waiting.take(first);
+        }
         let waiting = Rc::new(RefCell::new(waiting));
         self.0.streams.borrow_mut().push(Rc::downgrade(&waiting));
         Received { waiting, taken: 0 }
@@ -122,12 +129,18 @@ impl Waiting {
             return;
         }
         let mut context = Context::from_waker(Waker::noop());
-        while let Poll::Ready(next) = self.stream.poll_data(&mut context) {
-            match next {
-                Some(Ok(data)) => self.keep(data),
-                Some(Err(error)) => return self.end = Some(Err(error)),
-                None => return self.end = Some(Ok(())),
-            }
+        while self.end.is_none()
+            && let Poll::Ready(next) = self.stream.poll_data(&mut context)
+        {
+            self.take(next);
+        }
+    }
+
+    fn take(&mut self, next: Option<Result<Bytes, h2::Error>>) {
+        match next {
+            Some(Ok(data)) => self.keep(data),
+            Some(Err(error)) => self.end = Some(Err(error)),
+            None => self.end = Some(Ok(())),
         }
     }
 

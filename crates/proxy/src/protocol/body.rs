@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -98,9 +98,21 @@ impl Body {
         matches!(self, Self::Watched(body) if body.is_cut())
     }
 
-    /// Takes a body as h2 gives it, of the connection with this backlog.
-    pub fn from_http2(stream: h2::RecvStream, backlog: &Backlog) -> Self {
-        if stream.is_end_stream() { Self::Empty } else { Self::Http2(Http2Body::new(backlog.stream(stream))) }
+    /// Takes a body as h2 gives it, of the connection with this backlog; one piece if all of it has come in one frame.
+    pub fn from_http2(mut stream: h2::RecvStream, backlog: &Backlog) -> Self {
+        if stream.is_end_stream() {
+            return Self::Empty;
+        }
+        let first = match stream.poll_data(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Some(Ok(data))) if stream.is_end_stream() => {
+                // Fails only if more is released than was received.
+                let _ = stream.flow_control().release_capacity(data.len());
+                return Self::whole(data);
+            }
+            Poll::Ready(first) => Some(first),
+            Poll::Pending => None,
+        };
+        Self::Http2(Http2Body::new(backlog.stream(stream, first)))
     }
 }
 

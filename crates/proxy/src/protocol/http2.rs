@@ -179,9 +179,7 @@ async fn send(
 ) -> Result<(), Stopped> {
     let (mut parts, mut body) = response.into_parts();
     // Connection-specific fields make a message malformed here (RFC 9113 §8.2.2).
-    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE] {
-        parts.headers.remove(name);
-    }
+    protocols::http::strip_hop_by_hop(&mut parts.headers);
     parts.version = http::Version::HTTP_2;
     let ended = body.is_end_stream();
     let mut sink = respond.send_response(Response::from_parts(parts, ()), ended).map_err(Stopped::Sink)?;

@@ -16,8 +16,9 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body::{Body as _, Frame, SizeHint};
 use protocols::http1::head::Spelling;
 
+use super::Body;
 use super::body::{BodyError, WatchedBody};
-use super::{Body, Message};
+use super::message::{Message, Spare};
 
 /// How long a body waits for the upstream's `100 Continue` (RFC 9110 §10.1.1: not for ever; servers may ignore it).
 /// Common clients wait one second.
@@ -40,9 +41,17 @@ struct Shared {
     body: RefCell<Option<Waker>>,
     cancelled: Cell<Option<h2::Reason>>,
     given_up: Cell<Option<h2::Reason>>,
-    sent: RefCell<Option<Box<Message>>>,
+    sent: RefCell<Option<Sent>>,
     asked: RefCell<Option<Spelling>>,
     answered: RefCell<Option<Spelling>>,
+}
+
+/// A request that was sent.
+pub enum Sent {
+    /// Itself, without its body.
+    Whole(Box<Message>),
+    /// What is kept of one that was given away.
+    Spare(Spare),
 }
 
 impl Interim {
@@ -110,13 +119,16 @@ impl Interim {
     }
 
     /// The request as it was sent, without its body, should it have to be sent again.
-    pub fn sent(&self, request: Box<Message>) {
+    pub fn sent(&self, request: Sent) {
         *self.0.sent.borrow_mut() = Some(request);
     }
 
     /// That request.
     pub fn take_sent(&self) -> Option<Box<Message>> {
-        self.0.sent.take()
+        self.0.sent.take().map(|sent| match sent {
+            Sent::Whole(request) => request,
+            Sent::Spare(head) => head.restore(),
+        })
     }
 
     /// How the application has spelt the names of the request's fields.

@@ -24,7 +24,7 @@ use super::failure::{bad_answer, broken_off};
 use super::pool::Origin;
 use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::incoming::Inward;
-use crate::protocol::interim::Interim;
+use crate::protocol::interim::{Interim, Sent};
 use crate::protocol::wire::{Handle, Outgoing, Stopped, Wire};
 use crate::protocol::{Body, Message, trailers};
 
@@ -153,7 +153,7 @@ impl Http1Connection {
             });
         });
         let method = parts.method.clone();
-        interim.sent(request);
+        interim.sent(Sent::Whole(request));
         let mut upload = Some(Outgoing::new(body, framing));
         let head = link.exchange(&mut upload, interim).await?;
         Ok((head, method, upload))

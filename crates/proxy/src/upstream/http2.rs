@@ -22,7 +22,8 @@ use super::send::{Awaited, Fresh, Sender};
 use crate::protocol::backlog::{Backlog, Bursts};
 use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::http2::FRAME_BUDGET;
-use crate::protocol::interim::Interim;
+use crate::protocol::interim::{Interim, Sent};
+use crate::protocol::message::Spare;
 use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, Message, pump};
 
@@ -93,10 +94,11 @@ pub(super) async fn exchange(
     let interim = awaited.interim;
     let Message { parts, body } = *request;
     let ended = body.is_end_stream();
-    // The head once more, for a body that may be had back; of a tunnel nothing is sent twice.
-    let spare = (!ended && parts.extensions.get::<WebSocket>().is_none()).then(|| parts.clone());
+    let is_grpc = is_grpc(&parts.method, &parts.headers);
+    // For a body that may be had back; of a tunnel nothing is sent twice.
+    let spare = (!ended && parts.extensions.get::<WebSocket>().is_none()).then(|| Spare::of(&parts));
     if ended {
-        interim.sent(Box::new(Message { parts: parts.clone(), body: Body::Empty }));
+        interim.sent(Sent::Spare(Spare::of(&parts)));
     }
     let head = Request::from_parts(parts, ());
     let place = sender.place();
@@ -125,16 +127,17 @@ pub(super) async fn exchange(
     let answer = match awaited.in_time(Pin::new(&mut answer)).await? {
         Ok(answer) => answer,
         Err(error) => {
-            let is_grpc = spare.as_ref().is_some_and(|head| is_grpc(&head.method, &head.headers));
             if let Some(reason) = cancellation(&error, is_grpc) {
                 interim.give_up(reason);
             }
             let mut failure = failed(error);
             if failure.untouched
-                && let Some(parts) = spare
+                && let Some(head) = spare
                 && let Some(body) = loan.take_back()
             {
-                failure.unsent = Some(Box::new(Message { parts, body }));
+                let mut unsent = head.restore();
+                unsent.body = body;
+                failure.unsent = Some(unsent);
             }
             return Err(failure);
         }
@@ -142,7 +145,7 @@ pub(super) async fn exchange(
     protocols::http::check_answer(answer.headers()).map_err(|e| bad_answer(&e.to_string()))?;
     Ok(answer.map(|stream| match Body::from_http2(stream, &sender.backlog) {
         // The request may still be on its way after the answer's end, so the upload goes with the body.
-        Body::Empty if upload.is_none() => Body::Empty,
+        whole @ (Body::Empty | Body::Full(_)) if upload.is_none() => whole,
         body => {
             Body::Watched(Box::new(Http2Answer { body, _upload: upload, _outgoing: outgoing, _place: place }))
         }
