@@ -398,9 +398,15 @@ mod tests {
             let head = read_answer(format!("{line}\r\n\r\n").as_bytes()).unwrap();
             assert_eq!((head.status.as_u16(), &head.reason[..]), (status, reason.as_bytes()), "{line}");
         }
-        for line in
-            ["HTTP/1.1 2000 OK", "HTTP/1.1  200 OK", "HTTP/1.1 20 OK", "HTTP/2 200 OK", "HTTP/1.1 200\tOK"]
-        {
+        for line in [
+            "HTTP/1.1 2000 OK",
+            "HTTP/1.1  200 OK",
+            "HTTP/1.1 20 OK",
+            "HTTP/2 200 OK",
+            "HTTP/1.1 200\tOK",
+            "HTTP/1.1 200 O\rK",
+            "HTTP/1.1 200 O\0K",
+        ] {
             assert!(read_answer(format!("{line}\r\n\r\n").as_bytes()).is_err(), "{line}");
         }
     }
@@ -421,6 +427,11 @@ mod tests {
             b"GET / HTTP/1.1\r\n: a\r\n\r\n",
             b"GET / HTTP/1.1\r\nX : a\r\n\r\n",
             b"GET /#a HTTP/1.1\r\n\r\n",
+            b"GET /a\rb HTTP/1.1\r\n\r\n",
+            b"GET /a\0b HTTP/1.1\r\n\r\n",
+            b"GET /a\tb HTTP/1.1\r\n\r\n",
+            b"G\rT / HTTP/1.1\r\n\r\n",
+            b"GET / HTTP/1.1\r\nX\0: a\r\n\r\n",
             b"GET  / HTTP/1.1\r\n\r\n",
             b"GET / HTTP/1.1 \r\n\r\n",
             b"GET / a HTTP/1.1\r\n\r\n",
