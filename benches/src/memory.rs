@@ -41,7 +41,8 @@ pub(crate) fn rows(stage: &mut Stage) -> anyhow::Result<()> {
             mib(with.resident.saturating_sub(before.resident)),
         ));
         drop(held);
-        std::thread::sleep(Duration::from_secs(3));
+        // What the allocator keeps in reserve has gone back by then.
+        std::thread::sleep(Duration::from_secs(8));
     }
     let after = measure::memory(pid)?;
     say(&format!(
