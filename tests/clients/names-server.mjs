@@ -31,6 +31,10 @@ function answer(request, response) {
     return void response.writeHead(302, { location: url.searchParams.get('to') }).end('elsewhere');
   }
   if (url.pathname === '/echo') return void request.pipe(response);
+  if (request.method === 'CONNECT') {
+    response.writeHead(200);
+    return void request.pipe(response);
+  }
   if (url.pathname === '/trailers') {
     response.write('a body');
     response.addTrailers({ 'x-end': 'reached' });
@@ -49,8 +53,8 @@ for (const port of [9443, 9444]) {
   const server = http2.createSecureServer({ ...identity, allowHTTP1: true }, answer);
   server.on('sessionError', () => {}).on('error', fail).listen(port, '::');
 }
-const [clear1, clear2] = [http.createServer(answer), http2.createServer(answer)];
-clear2.on('sessionError', () => {});
+const [clear1, clear2] = [http.createServer(answer), http2.createServer({ settings: { enableConnectProtocol: true } }, answer)];
+clear2.on('sessionError', () => {}).on('connect', answer);
 for (const port of [9080, 9081]) {
   const server = net.createServer((socket) => {
     socket.on('error', () => {});

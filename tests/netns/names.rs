@@ -175,20 +175,21 @@ fn what_http2_in_the_clear_asks_and_no_policy_covers_goes_on_by_one_connection()
     let (world, _names, billing) = started("observe");
     world.names_seen().unwrap();
     let origin = format!("http://{OTHER}:9080");
-    let told = billing.script("clear.mjs", &[&origin, "/v1", "/echo", "/trailers"]).unwrap();
+    let told = billing.script("clear.mjs", &[&origin, "/v1", "/echo", "/trailers", "/ws"]).unwrap();
     for answer in told.as_array().unwrap() {
         assert_eq!(answer["status"], 200, "{told}");
     }
     assert_eq!(told[1]["length"], 100_000, "{told}");
     assert_eq!(told[2]["trailers"]["x-end"], "reached", "{told}");
+    assert_eq!(told[3]["length"], 4, "{told}");
     let seen = world.names_seen().unwrap();
-    assert_eq!(seen.len(), 3, "{seen:?}");
+    assert_eq!(seen.len(), 4, "{seen:?}");
     for request in &seen {
         assert_eq!(request["headers"]["authorization"], "Bearer theirs", "{request}");
         assert_eq!((&request["version"], &request["from"]), (&"2.0".into(), &seen[0]["from"]), "{request}");
     }
     let told = |event: &Value| event["name"] == OTHER && event["protocol"] == "http";
-    eventually(SOON, || events(&world, "passed").iter().filter(|event| told(event)).count() == 3);
+    eventually(SOON, || events(&world, "passed").iter().filter(|event| told(event)).count() == 4);
     eventually(SOON, || !events(&world, "standing_credential").is_empty());
     // In `enforce` nothing goes on.
     world.cover_names("enforce").unwrap();

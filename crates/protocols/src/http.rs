@@ -197,12 +197,9 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have one of them or none; one look at all names costs less than to look for each.
     let (mut connection, mut te, mut always) = (false, false, false);
     for name in headers.keys() {
-        match name.as_str() {
-            "connection" => connection = true,
-            "te" => te = true,
-            "transfer-encoding" | "upgrade" | "keep-alive" | "proxy-connection" => always = true,
-            _ => {}
-        }
+        connection |= *name == CONNECTION;
+        te |= *name == TE;
+        always |= ALWAYS.contains(name);
     }
     if connection {
         for name in connection_names(headers) {

@@ -55,7 +55,6 @@ use crate::protocol::grpc_end::GrpcEnd;
 use crate::protocol::hangup::Tcp;
 use crate::protocol::interim::Interim;
 use crate::protocol::rewind::Rewind;
-use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, Message, head, http1, http2, trailers};
 use crate::redact::{self, Redaction};
 use crate::rewrite::{self, Removed};
@@ -515,7 +514,7 @@ async fn carry(
     let now = Moment::now();
     unless_bypassed(connection, &facts, now.wall())?;
     let mut judged = debug_span!("policy").in_scope(|| judge(connection, &facts, now.wall()))?;
-    searchable(parts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
+    searchable(&message, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     // 6 credential
     let way = connection.way(&facts, &judged).map_err(|f| Refused::of(f, &facts).judged(&judged))?;
     let at_hand =
@@ -555,8 +554,8 @@ fn rewritten(way: &Way, destination: &Destination, grant: Option<&Grant>, parts:
 }
 
 /// A tunnel's bytes can't be searched for a credential: frames may split it, or compress it.
-fn searchable(parts: &Parts, judged: &Judged) -> Result<(), Failure> {
-    if judged.destination.redact && parts.extensions.get::<WebSocket>().is_some() {
+fn searchable(message: &Message, judged: &Judged) -> Result<(), Failure> {
+    if judged.destination.redact && message.is_websocket() {
         let detail = format!("{} says `redact`, and a WebSocket can't be searched", judged.destination.name);
         return Err(Failure::new(Code::NotCarried, detail));
     }

@@ -39,12 +39,8 @@ impl Backlog {
         self.0.kept.get()
     }
 
-    /// The receiving half of a stream of this connection, of which this was read already.
-    pub fn stream(
-        &self,
-        stream: h2::RecvStream,
-        first: Option<Option<Result<Bytes, h2::Error>>>,
-    ) -> Received {
+    /// The receiving half of a stream of this connection, which was polled once already, with this.
+    pub fn stream(&self, stream: h2::RecvStream, first: Poll<Option<Result<Bytes, h2::Error>>>) -> Received {
         let mut waiting = Waiting {
             stream,
             whole: VecDeque::new(),
@@ -53,7 +49,7 @@ impl Backlog {
             is_read: false,
             shared: self.0.clone(),
         };
-        if let Some(first) = first {
+        if let Poll::Ready(first) = first {
             waiting.take(first);
         }
         let waiting = Rc::new(RefCell::new(waiting));

@@ -109,8 +109,7 @@ impl Body {
                 let _ = stream.flow_control().release_capacity(data.len());
                 return Self::whole(data);
             }
-            Poll::Ready(first) => Some(first),
-            Poll::Pending => None,
+            polled => polled,
         };
         Self::Http2(Http2Body::new(backlog.stream(stream, first)))
     }

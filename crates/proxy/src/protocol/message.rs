@@ -18,7 +18,7 @@ pub struct Message {
 
 impl Message {
     /// Of a request as HTTP libraries know it.
-    pub fn new(request: http::Request<Body>) -> Box<Self> {
+    pub fn new(request: Request<Body>) -> Box<Self> {
         let (parts, body) = request.into_parts();
         Box::new(Self { parts, body })
     }

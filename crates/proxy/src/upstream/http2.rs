@@ -24,7 +24,6 @@ use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::http2::FRAME_BUDGET;
 use crate::protocol::interim::{Interim, Sent};
 use crate::protocol::message::Spare;
-use crate::protocol::websocket::WebSocket;
 use crate::protocol::{Body, Message, pump};
 
 /// HTTP/2 windows towards upstreams, for one stream and for a connection: 64 KiB, the protocol's default, is too small
@@ -92,11 +91,12 @@ pub(super) async fn exchange(
         }
     };
     let interim = awaited.interim;
+    let is_tunnel = request.is_websocket();
     let Message { parts, body } = *request;
     let ended = body.is_end_stream();
     let is_grpc = is_grpc(&parts.method, &parts.headers);
     // For a body that may be had back; of a tunnel nothing is sent twice.
-    let spare = (!ended && parts.extensions.get::<WebSocket>().is_none()).then(|| Spare::of(&parts));
+    let spare = (!ended && !is_tunnel).then(|| Spare::of(&parts));
     if ended {
         interim.sent(Sent::Spare(Spare::of(&parts)));
     }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use http::{Response, StatusCode};
+use http::Response;
 use model::{Code, Failure};
 use tokio::net::TcpStream;
 
@@ -13,8 +13,9 @@ use super::http2::{exchange, start_http2};
 use super::last_word::LastWord;
 use super::pool::Http2Sender;
 use super::send::Awaited;
+use super::websocket::{agreed, ask_http2};
 use crate::protocol::interim::Interim;
-use crate::protocol::{Body, Message, websocket};
+use crate::protocol::{Body, Message};
 
 /// Sends the request and brings the answer's head back.
 ///
@@ -55,19 +56,21 @@ impl Beside {
         mut request: Box<Message>,
         awaited: Awaited<'_>,
     ) -> Result<Response<Body>, Failure> {
+        let sender = self.sender(&dial).await?;
         let is_tunnel = request.is_websocket();
         if is_tunnel {
-            websocket::ask_http2(&mut request.parts);
+            ask_http2(&sender, &mut request.parts).await?;
         }
-        let failed = match exchange(self.sender(&dial).await?, request, awaited).await {
-            Ok(answer) => return Ok(agreed(answer, is_tunnel)),
+        let agreed = |answer| if is_tunnel { agreed(answer) } else { answer };
+        let failed = match exchange(sender, request, awaited).await {
+            Ok(answer) => return Ok(agreed(answer)),
             Err(failed) => failed,
         };
         match failed.unsent.or_else(|| awaited.interim.take_sent()) {
             Some(unsent) if failed.untouched => {
                 self.0.lock().await.take();
                 let again = exchange(self.sender(&dial).await?, unsent, awaited).await;
-                again.map(|answer| agreed(answer, is_tunnel)).map_err(|failed| failed.failure)
+                again.map(agreed).map_err(|failed| failed.failure)
             }
             _ => Err(failed.failure),
         }
@@ -84,12 +87,4 @@ impl Beside {
             None => Ok(kept.insert(start_http2(LastWord::new(dial().await?)).await?).clone()),
         }
     }
-}
-
-/// A tunnel that was agreed is a 101, whatever the version.
-fn agreed(mut answer: Response<Body>, is_tunnel: bool) -> Response<Body> {
-    if is_tunnel && answer.status() == StatusCode::OK {
-        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    }
-    answer
 }

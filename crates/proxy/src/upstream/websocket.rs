@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::request::Parts;
 use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use model::destination::HttpVersion;
@@ -54,16 +55,8 @@ impl Sender<'_> {
         let Fresh::Http2(sender) = self.http2().await? else {
             return Err(bad_answer("the server's choice of protocol was not offered").into());
         };
-        if !knows_extended_connect(&sender).await {
-            let detail = "the destination knows no WebSocket over HTTP/2 (RFC 8441)";
-            return Err(Failure::new(Code::NotCarried, detail).into());
-        }
-        websocket::ask_http2(&mut request.parts);
-        let mut response = self.send_http2(sender, request).await?;
-        if response.status() == StatusCode::OK {
-            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-        }
-        Ok(response)
+        ask_http2(&sender, &mut request.parts).await?;
+        self.send_http2(sender, request).await.map(agreed)
     }
 
     async fn upgrade(
@@ -88,6 +81,27 @@ impl Sender<'_> {
         let kept = Kept { body, _task: Task(upload.abort_handle()) };
         Ok(answer.map(|()| Body::Watched(Box::new(kept))))
     }
+}
+
+/// Makes a request the extended CONNECT that it stands for.
+///
+/// # Errors
+/// [`Code::NotCarried`] if the server knows none.
+pub(super) async fn ask_http2(sender: &Http2Sender, request: &mut Parts) -> Result<(), Failure> {
+    if !knows_extended_connect(sender).await {
+        let detail = "the destination knows no WebSocket over HTTP/2 (RFC 8441)";
+        return Err(Failure::new(Code::NotCarried, detail));
+    }
+    websocket::ask_http2(request);
+    Ok(())
+}
+
+/// A tunnel that was agreed over HTTP/2 is a 101 here, whatever the version.
+pub(super) fn agreed(mut answer: Response<Body>) -> Response<Body> {
+    if answer.status() == StatusCode::OK {
+        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    }
+    answer
 }
 
 /// Extended CONNECT may be used only after the server's SETTINGS have said so (RFC 8441 §3).
