@@ -36,7 +36,11 @@ pub const REFERENCE: [(&str, &str, &str); 14] = [
     ("context.attestation.kind", "String", "`kubernetes` or `oidc`"),
     ("context.request.method", "String", "HTTP method; empty for a bare connection"),
     ("context.request.host", "String", "the judged host name"),
-    ("context.request.path", "String", "path without query, as it is sent"),
+    (
+        "context.request.path",
+        "String",
+        "path without query, as it is sent; what it could be read as, only `deny.paths` forbids",
+    ),
 ];
 
 static PARSED: LazyLock<Schema> = LazyLock::new(|| {

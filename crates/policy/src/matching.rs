@@ -1,34 +1,52 @@
 //! What Cedar can't say: methods and path templates. One pure function, the same in proxy and control plane.
 //!
-//! A path is judged byte for byte as it is sent. One that two readers could take for two things (escapes of `.`, `/`
-//! and `\`, empty or dotted segments, parameters) matches no template, except where everything is allowed.
+//! What a rule matches depends on what it does, so that neither way of reading a path fails open. A rule that permits
+//! has the path byte for byte as it is sent; one that two readers could take for two things (escapes of `.`, `/`
+//! and `\`, empty or dotted segments, parameters) matches no template, except where everything is allowed. A rule that
+//! forbids has also what its escapes stand for; and a path that two readers could take for two things matches every
+//! template, since one of the readers may be the server.
 
 use model::request::{Action, RequestFacts};
-use model::slice::Rule;
+use model::slice::{Effect, Rule};
 
-/// Whether a rule speaks of this request. A rule that names methods or paths speaks of no bare connection.
+/// Whether a rule of a policy with this effect speaks of this request: if it permits, only of what nobody could take
+/// for anything else; if it forbids, of all that somebody could take for what it names. A rule that names methods or
+/// paths speaks of no bare connection.
 #[must_use]
-pub fn rule_matches(rule: &Rule, request: &RequestFacts) -> bool {
+pub fn rule_matches(effect: Effect, rule: &Rule, request: &RequestFacts) -> bool {
     match request.action {
         Action::Connect => rule.methods.is_empty() && rule.paths.iter().all(|path| is_everything(path)),
-        Action::Http | Action::Grpc => method_matches(rule, request) && path_matches(rule, request),
+        Action::Http | Action::Grpc => {
+            method_matches(effect, rule, request) && path_matches(effect, rule, request)
+        }
     }
 }
 
-/// Whether the rule's methods have the request's.
+/// Whether the rule's methods have the request's: exactly if it permits, in either case if it forbids.
 #[must_use]
-pub fn method_matches(rule: &Rule, request: &RequestFacts) -> bool {
-    rule.methods.is_empty() || rule.methods.contains(&request.method)
+pub fn method_matches(effect: Effect, rule: &Rule, request: &RequestFacts) -> bool {
+    let has = |method: &String| match effect {
+        Effect::Permit => *method == request.method,
+        Effect::Forbid => method.eq_ignore_ascii_case(&request.method),
+    };
+    rule.methods.is_empty() || rule.methods.iter().any(has)
 }
 
-/// Whether one of the rule's templates has the request's path.
+/// Whether one of the rule's templates has the request's path, as it is sent if it permits, as it could be read if it
+/// forbids.
 #[must_use]
-pub fn path_matches(rule: &Rule, request: &RequestFacts) -> bool {
+pub fn path_matches(effect: Effect, rule: &Rule, request: &RequestFacts) -> bool {
     if rule.paths.is_empty() || rule.paths.iter().any(|template| is_everything(template)) {
         return true;
     }
-    rule.paths.iter().any(|template| template_matches(template, &request.path))
-        && !is_ambiguous(&request.path)
+    let (mut templates, path) = (rule.paths.iter(), request.path.as_str());
+    match effect {
+        Effect::Permit => templates.any(|template| template_matches(template, path)) && !is_ambiguous(path),
+        Effect::Forbid => {
+            templates.any(|template| template_matches(template, path) || unescaped_matches(template, path))
+                || could_be_another(path)
+        }
+    }
 }
 
 fn is_everything(template: &str) -> bool {
@@ -49,16 +67,31 @@ pub fn template_matches(template: &str, path: &str) -> bool {
     }
     let (template, rest) = (&template[at + 1..], &path.as_bytes()[at..]);
     match rest {
-        [] => path.starts_with('/') && segments_match(Some(template), None),
-        [b'/', ..] => path.starts_with('/') && segments_match(Some(template), Some(&path[at + 1..])),
+        [] => path.starts_with('/') && segments_match(Some(template), None, segment_fits),
+        [b'/', ..] => {
+            path.starts_with('/') && segments_match(Some(template), Some(&path[at + 1..]), segment_fits)
+        }
         _ => false,
     }
+}
+
+/// Whether what a path's escapes stand for matches a template; not if it has none. One that stands for a slash divides
+/// nothing here: such a path is ambiguous.
+fn unescaped_matches(template: &str, path: &str) -> bool {
+    let (Some(template), Some(rest)) = (template.strip_prefix('/'), path.strip_prefix('/')) else {
+        return false;
+    };
+    rest.contains('%') && segments_match(Some(template), Some(rest), unescaped_fits)
 }
 
 /// Matches segment by segment; `None` is nothing left at all. Where a segment does not fit, only the last `**` takes one
 /// more: an earlier one could do no better. So the cost is at most the product of the two lengths: templates are
 /// written by tenants, paths by workloads, and the control plane matches both.
-fn segments_match(mut template: Option<&str>, mut path: Option<&str>) -> bool {
+fn segments_match(
+    mut template: Option<&str>,
+    mut path: Option<&str>,
+    fits: impl Fn(&str, &str) -> bool,
+) -> bool {
     // What follows the last `**`, and the path from which it is tried next.
     let mut last_stars: Option<(Option<&str>, Option<&str>)> = None;
     loop {
@@ -69,7 +102,7 @@ fn segments_match(mut template: Option<&str>, mut path: Option<&str>) -> bool {
                 template = rest;
                 continue;
             }
-            (Some((want, want_rest)), Some((have, have_rest))) if segment_fits(want, have) => {
+            (Some((want, want_rest)), Some((have, have_rest))) if fits(want, have) => {
                 (template, path) = (want_rest, have_rest);
                 continue;
             }
@@ -84,6 +117,10 @@ fn segments_match(mut template: Option<&str>, mut path: Option<&str>) -> bool {
 
 fn segment_fits(want: &str, have: &str) -> bool {
     if want == "*" { !have.is_empty() } else { want == have }
+}
+
+fn unescaped_fits(want: &str, have: &str) -> bool {
+    segment_fits(want, have) || want.bytes().eq(unescaped(have))
 }
 
 fn split(text: &str) -> (&str, Option<&str>) {
@@ -113,19 +150,63 @@ pub fn is_ambiguous(path: &str) -> bool {
 fn has_ambiguous_escape(path: &[u8]) -> bool {
     let mut rest = path;
     while let Some(position) = rest.iter().position(|byte| *byte == b'%') {
-        let Some(&[high, low]) = rest.get(position + 1..position + 3).and_then(|d| d.first_chunk::<2>())
-        else {
-            return true;
-        };
-        let digit = |byte: u8| char::from(byte).to_digit(16);
-        let (Some(high), Some(low)) = (digit(high), digit(low)) else { return true };
-        let byte = high * 16 + low;
-        if byte < 0x20 || byte == 0x7f || [b'.', b'/', b'\\', b'%', b';'].map(u32::from).contains(&byte) {
+        let Some(byte) = escape(&rest[position..]) else { return true };
+        if byte.is_ascii_control() || matches!(byte, b'.' | b'/' | b'\\' | b'%' | b';') {
             return true;
         }
         rest = &rest[position + 3..];
     }
     false
+}
+
+/// Whether somebody could take the path for another one: if it is ambiguous, and by escapes that are harmless to most.
+/// A `?` or `#` ends the path for who parses it once more, and in what is not UTF-8 some find dots and slashes (two
+/// bytes for one of ASCII).
+fn could_be_another(path: &str) -> bool {
+    let has_rare_escape =
+        || unescaped(path).any(|byte| matches!(byte, b'?' | b'#')) || !is_utf8(unescaped(path));
+    is_ambiguous(path) || (path.contains('%') && has_rare_escape())
+}
+
+/// The byte that the escape stands for with which a text begins.
+fn escape(text: &[u8]) -> Option<u8> {
+    let [b'%', high, low, ..] = text else { return None };
+    let digit = |byte: u8| char::from(byte).to_digit(16);
+    u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()
+}
+
+/// A text's bytes, each escape undone once; a percent sign that begins none stays.
+fn unescaped(text: &str) -> impl Iterator<Item = u8> {
+    let mut rest = text.as_bytes();
+    std::iter::from_fn(move || {
+        let (first, after) = rest.split_first()?;
+        let (byte, next) = match escape(rest) {
+            Some(byte) => (byte, &rest[3..]),
+            None => (*first, after),
+        };
+        rest = next;
+        Some(byte)
+    })
+}
+
+fn is_utf8(mut bytes: impl Iterator<Item = u8>) -> bool {
+    while let Some(first) = bytes.next() {
+        let length = match first {
+            0..0x80 => 1,
+            0x80..0xe0 => 2,
+            0xe0..0xf0 => 3,
+            _ => 4,
+        };
+        let mut character = [first, 0, 0, 0];
+        for place in &mut character[1..length] {
+            *place = bytes.next().unwrap_or_default();
+        }
+        // What ended too early has a zero there, which continues no character.
+        if std::str::from_utf8(&character[..length]).is_err() {
+            return false;
+        }
+    }
+    true
 }
 
 #[cfg(test)]
@@ -176,10 +257,23 @@ mod tests {
         }
     }
 
+    fn rule(methods: &[&str], paths: &[&str]) -> Rule {
+        let owned = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect();
+        Rule { methods: owned(methods), paths: owned(paths), credential: None }
+    }
+
+    fn permits(rule: &Rule, request: &RequestFacts) -> bool {
+        rule_matches(Effect::Permit, rule, request)
+    }
+
+    fn forbids(rule: &Rule, request: &RequestFacts) -> bool {
+        rule_matches(Effect::Forbid, rule, request)
+    }
+
     #[test]
     fn what_could_be_read_in_two_ways_matches_only_everything() {
-        let narrow = Rule { methods: vec![], paths: vec!["/v1/**".into()], credential: None };
-        let everything = Rule { methods: vec![], paths: vec!["/**".into()], credential: None };
+        let (narrow, everything) = (rule(&[], &["/v1/**"]), rule(&[], &["/**"]));
+        let elsewhere = rule(&[], &["/admin/**"]);
         let ambiguous = [
             "/v1/%2e%2e/admin",
             "/v1/../admin",
@@ -201,12 +295,49 @@ mod tests {
         ];
         for path in ambiguous {
             assert!(is_ambiguous(path), "{path}");
-            assert!(!rule_matches(&narrow, &request("GET", path)), "{path}");
-            assert!(rule_matches(&everything, &request("GET", path)), "{path}");
+            assert!(!permits(&narrow, &request("GET", path)), "{path}");
+            assert!(permits(&everything, &request("GET", path)), "{path}");
+            for rule in [&narrow, &everything, &elsewhere] {
+                assert!(forbids(rule, &request("GET", path)), "{path}");
+            }
         }
         for path in ["/v1/a%20b", "/v1/a+b", "/v1/a:b", "/v1/%C3%A4", "/v1/a/", "/v1/.well-known", "/v1/..."]
         {
-            assert!(rule_matches(&narrow, &request("GET", path)), "{path}");
+            assert!(permits(&narrow, &request("GET", path)), "{path}");
+            assert!(forbids(&narrow, &request("GET", path)), "{path}");
+            assert!(!forbids(&elsewhere, &request("GET", path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_forbids_has_what_escapes_stand_for() {
+        let admin = rule(&[], &["/admin/**", "/*/keys"]);
+        for path in ["/%61dmin/users", "/%61%64%6D%69%6e", "/admin/%C3%A4", "/a%20b/%6Beys", "/x/%6bey%73"] {
+            assert!(!is_ambiguous(path), "{path}");
+            assert!(forbids(&admin, &request("GET", path)), "{path}");
+        }
+        assert!(!permits(&admin, &request("GET", "/%61dmin/users")));
+        // A second parse ends the path there; these bytes are one of ASCII to who does not ask for the shortest form.
+        for path in
+            ["/x%3Fy", "/x%23", "/%c1%a1dmin", "/%c0%aex", "/%e0%81%a1dmin", "/%ff", "/%C3", "/%C3/%A4"]
+        {
+            assert!(!is_ambiguous(path) && forbids(&admin, &request("GET", path)), "{path}");
+        }
+        for path in
+            ["/%61dmins", "/%2Aa/b", "/%E2%82%AC", "/%F0%9F%94%91", "/%C3%A4/%C3%BC", "/administrators"]
+        {
+            assert!(!forbids(&admin, &request("GET", path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_forbids_has_methods_in_either_case() {
+        let delete = rule(&["DELETE"], &[]);
+        for (method, permitted, forbidden) in
+            [("DELETE", true, true), ("delete", false, true), ("Delete", false, true), ("GET", false, false)]
+        {
+            assert_eq!(permits(&delete, &request(method, "/")), permitted, "{method}");
+            assert_eq!(forbids(&delete, &request(method, "/")), forbidden, "{method}");
         }
     }
 
@@ -214,15 +345,12 @@ mod tests {
     fn a_connection_has_neither_method_nor_path() {
         let mut connect = request("", "");
         connect.action = Action::Connect;
-        let rule = |methods: &[&str], paths: &[&str]| Rule {
-            methods: methods.iter().map(|m| (*m).to_owned()).collect(),
-            paths: paths.iter().map(|p| (*p).to_owned()).collect(),
-            credential: None,
-        };
-        assert!(rule_matches(&rule(&[], &[]), &connect));
-        assert!(rule_matches(&rule(&[], &["/**"]), &connect));
-        assert!(!rule_matches(&rule(&["GET"], &[]), &connect));
-        assert!(!rule_matches(&rule(&[], &["/a"]), &connect));
+        for matches in [permits, forbids] {
+            assert!(matches(&rule(&[], &[]), &connect));
+            assert!(matches(&rule(&[], &["/**"]), &connect));
+            assert!(!matches(&rule(&["GET"], &[]), &connect));
+            assert!(!matches(&rule(&[], &["/a"]), &connect));
+        }
     }
 
     /// What templates mean, said as simply as possible and without regard to cost.
@@ -254,12 +382,25 @@ mod tests {
         ) {
             let joined = |parts: &[&str]| format!("/{}", parts.join("/"));
             prop_assert_eq!(template_matches(&joined(&template), &joined(&path)), means(&template, &path));
+            let escaped = joined(&path).replace('a', "%61");
+            let has_escape = escaped.contains('%');
+            prop_assert_eq!(unescaped_matches(&joined(&template), &escaped), has_escape && means(&template, &path));
+        }
+
+        #[test]
+        fn utf8_is_what_the_standard_library_takes_for_it(
+            bytes in prop::collection::vec(
+                prop_oneof![any::<u8>(), prop::sample::select(vec![0xc3, 0xa4, 0xe0, 0x80, 0xf0, 0xf4, 0xed, b'a'])],
+                0..8,
+            ),
+        ) {
+            prop_assert_eq!(is_utf8(bytes.iter().copied()), std::str::from_utf8(&bytes).is_ok());
         }
 
         #[test]
         fn never_panics_and_everything_matches(template in "/[a-z*/]{0,20}", path in ".{0,30}") {
             let _ = template_matches(&template, &path);
-            let _ = is_ambiguous(&path);
+            let _ = (is_ambiguous(&path), could_be_another(&path), unescaped_matches(&template, &path));
             let slashed = format!("/{path}");
             prop_assert!(template_matches("/**", &slashed));
         }

@@ -12,7 +12,7 @@ use foldhash::HashMap;
 use model::decision::{Decision, Miss, NearMiss, Verdict};
 use model::name::HostPattern;
 use model::request::{Action, RequestFacts};
-use model::slice::{Block, BlockTarget, CompiledPolicy, Effect, ProviderFace, Slice};
+use model::slice::{Block, BlockTarget, CompiledPolicy, Effect, ProviderFace, Rule, Slice};
 use model::{Caller, Code, Destination, HostName, ResourceRef, UnixMillis, Version};
 use serde::Serialize;
 
@@ -78,7 +78,7 @@ struct Concern {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Key {
     destination: usize,
-    connect: bool,
+    action: Action,
     rules: u64,
     conditions: u64,
 }
@@ -269,13 +269,13 @@ impl Snapshot {
                 if bit == u64::BITS {
                     return None;
                 }
-                rules |= u64::from(rule_matches(rule, question.request)) << bit;
+                rules |= u64::from(rule_matches(policy.effect, rule, question.request)) << bit;
                 bit += 1;
             }
         }
         Some(Key {
             destination: concern.destination,
-            connect: question.request.action == Action::Connect,
+            action: question.request.action,
             rules,
             conditions: held.bits?,
         })
@@ -335,16 +335,14 @@ impl Snapshot {
         determining: &[&CompiledPolicy],
     ) -> Decision {
         if let Some(guardrail) = determining.first() {
-            let detail = match self.reason_of(guardrail) {
-                Some(reason) => format!("guardrail {} forbids it: {reason}", guardrail.name),
-                None => format!("guardrail {} forbids it", guardrail.name),
-            };
+            let mut detail =
+                format!("guardrail {} forbids {}", guardrail.name, struck(guardrail, question.request));
+            if let Some(reason) = self.reason_of(guardrail) {
+                detail.push_str(&format!(": {reason}"));
+            }
             return self.denied(Code::Forbidden, detail, determining);
         }
-        let what = match question.request.action {
-            Action::Http | Action::Grpc => format!("{} {}", question.request.method, question.request.path),
-            Action::Connect => "connect".to_owned(),
-        };
+        let what = shown(question.request);
         let caller = question.caller.id.path();
         let detail = format!(
             "No policy allows {caller} to {what} at {}. Nothing was sent.",
@@ -360,7 +358,8 @@ impl Snapshot {
         let selected: BTreeSet<&ResourceRef> = determining
             .iter()
             .flat_map(|policy| &policy.rules)
-            .filter(|rule| rule.credential.is_some() && rule_matches(rule, question.request))
+            .filter(|rule| rule.credential.is_some())
+            .filter(|rule| rule_matches(Effect::Permit, rule, question.request))
             .filter_map(|rule| rule.credential.as_ref())
             .collect();
         let named: BTreeSet<&ResourceRef> = if selected.is_empty() {
@@ -507,7 +506,7 @@ impl Snapshot {
             policy.rules.iter().enumerate().map(move |(index, rule)| (policy, index, rule))
         });
         rules
-            .filter(|(_, _, rule)| rule_matches(rule, request))
+            .filter(|(policy, _, rule)| rule_matches(policy.effect, rule, request))
             .map(|(policy, index, _)| cedar::rule_id(&policy.name.to_string(), index))
             .collect()
     }
@@ -552,7 +551,7 @@ impl Snapshot {
         let mut facts: Vec<Fact> = policy
             .rules
             .iter()
-            .map(|rule| rule_facts(rule, question.request))
+            .map(|rule| rule_facts(policy.effect, rule, question.request))
             .min_by_key(|facts| facts.iter().filter(|fact| fact.held == Some(false)).count())
             .unwrap_or_default();
         let attested_at = question.caller.attestation.issued_at;
@@ -664,11 +663,11 @@ fn concern(slice: &Slice, sees: &[Sees], destination: usize) -> Concern {
     }
 }
 
-fn rule_facts(rule: &model::slice::Rule, request: &RequestFacts) -> Vec<Fact> {
+fn rule_facts(effect: Effect, rule: &Rule, request: &RequestFacts) -> Vec<Fact> {
     if request.action == Action::Connect {
         return vec![Fact {
             what: "action".to_owned(),
-            held: Some(rule_matches(rule, request)),
+            held: Some(rule_matches(effect, rule, request)),
             seen: "connect".to_owned(),
             allowed: Vec::new(),
         }];
@@ -680,9 +679,27 @@ fn rule_facts(rule: &model::slice::Rule, request: &RequestFacts) -> Vec<Fact> {
         allowed: allowed.to_vec(),
     };
     vec![
-        fact("method", method_matches(rule, request), &request.method, &rule.methods),
-        fact("path", path_matches(rule, request), &request.path, &rule.paths),
+        fact("method", method_matches(effect, rule, request), &request.method, &rule.methods),
+        fact("path", path_matches(effect, rule, request), &request.path, &rule.paths),
     ]
+}
+
+/// What a guardrail struck at: the request, or what somebody could read it as, if no rule names it as it is. Else people
+/// would look for it in the guardrail and not find it.
+fn struck(guardrail: &CompiledPolicy, request: &RequestFacts) -> String {
+    let names_it = |rule: &Rule| rule_matches(Effect::Permit, rule, request);
+    if guardrail.rules.is_empty() || guardrail.rules.iter().any(names_it) {
+        "it".to_owned()
+    } else {
+        format!("what {} could be read as", shown(request))
+    }
+}
+
+fn shown(request: &RequestFacts) -> String {
+    match request.action {
+        Action::Http | Action::Grpc => format!("{} {}", request.method, request.path),
+        Action::Connect => "connect".to_owned(),
+    }
 }
 
 /// The document's own expression in a policy's text.

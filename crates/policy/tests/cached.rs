@@ -50,7 +50,8 @@ fn allocations(work: impl FnOnce()) -> usize {
 
 const NOW: UnixMillis = UnixMillis(1_795_514_400_000);
 
-/// Ten policies with a credential, conditions and expressions, for hosts with and without a wildcard.
+/// Ten policies with a credential, conditions and expressions, for hosts with and without a wildcard, and a guardrail
+/// that reads paths in every way.
 fn documents() -> String {
     let mut text = String::from(
         r#"
@@ -80,6 +81,10 @@ spec: { jwt: { audience: [a] } }
              \x20 when: context.attestation.age < duration(\"1h\")\n"
         );
     }
+    text.push_str(
+        "---\napiVersion: countersign.dev/v1alpha1\nkind: Guardrail\nmetadata: { name: no-admin }\n\
+         spec: { deny: [{ methods: [GET], paths: [/admin/**, \"/*/admin\"] }] }\n",
+    );
     text
 }
 
@@ -132,7 +137,11 @@ fn get(host: &str, path: &str) -> RequestFacts {
 fn a_cached_decision_costs_no_allocation() {
     let caller = Arc::new(caller());
     let snapshot = snapshot(&caller);
-    for request in [get("api.example", "/v7/charges/42"), get("eu.api.example", "/v7/refunds/1")] {
+    for request in [
+        get("api.example", "/v7/charges/42"),
+        get("eu.api.example", "/v7/refunds/1"),
+        get("api.example", "/v8/%61dmins/%C3%A4%20%E2%82%AC"),
+    ] {
         let decide = |now| {
             let destination = snapshot.cover(&request.host, request.port).unwrap();
             snapshot.decide(&Question { caller: &caller, destination, request: &request, now })

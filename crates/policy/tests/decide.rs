@@ -1,15 +1,17 @@
 //! What is decided, from documents to verdict.
 #![allow(clippy::unwrap_used, reason = "a test's set-up")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use model::request::{Action, RequestFacts};
-use model::slice::{Block, BlockTarget, Egress};
+use model::slice::{Block, BlockTarget, Effect, Egress, Rule};
 use model::{
     Attestation, Caller, Code, Decision, HostName, Namespace, SpiffeId, UnixMillis, Verdict, Version,
 };
 use policy::compile::EgressDefaults;
+use policy::matching::{is_ambiguous, rule_matches, template_matches};
 use policy::{Question, Snapshot, compile};
 use proptest::prelude::*;
 use resources::{Set, parse, validate};
@@ -177,6 +179,53 @@ fn a_guardrail_wins_and_says_why() {
 }
 
 #[test]
+fn a_guardrail_has_every_reading_of_a_path() {
+    let both = policy("p", "allow: [{}]")
+        + &guardrail("no-admin", "deny: [{ paths: [/admin/**] }], reason: ask the owner");
+    let snapshot = snapshot(&both);
+    let reason = |method: &str, path: &str| match ask(&snapshot, method, path).verdict {
+        Verdict::Deny { code: Code::Forbidden, reason } => reason,
+        other => panic!("{method} {path}: {other:?}"),
+    };
+    for path in ["/admin//users", "/x/../admin/users", "//admin/x", "/%61dmin/users", "/a%2Fb", "/x;y"] {
+        // What is remembered is for another path.
+        assert_eq!(code(&ask(&snapshot, "GET", "/x/users")), None);
+        assert_eq!(
+            reason("GET", path),
+            format!("guardrail no-admin forbids what GET {path} could be read as: ask the owner")
+        );
+    }
+    assert_eq!(reason("GET", "/admin/users"), "guardrail no-admin forbids it: ask the owner");
+    for path in ["/", "/x/admin", "/administrators", "/x/%C3%A4", "/a%20b"] {
+        assert_eq!(code(&ask(&snapshot, "GET", path)), None, "{path}");
+    }
+    // As does one that allows the same by name.
+    let named = self::snapshot(&both.replace("[{}]", "[{ paths: ['/**'] }]"));
+    assert_eq!(code(&ask(&named, "GET", "/admin//users")), Some(Code::Forbidden));
+}
+
+#[test]
+fn a_guardrail_has_a_method_in_either_case() {
+    let both = policy("p", "allow: [{}]") + &guardrail("no-deletes", "deny: [{ methods: [DELETE] }]");
+    let snapshot = snapshot(&both);
+    assert_eq!(code(&ask(&snapshot, "GET", "/")), None);
+    assert_eq!(code(&ask(&snapshot, "delete", "/")), Some(Code::Forbidden));
+    let permit = self::snapshot(&policy("p", "allow: [{ methods: [DELETE] }]"));
+    assert_eq!(code(&ask(&permit, "delete", "/")), Some(Code::NoPolicyAllows));
+}
+
+#[test]
+fn what_is_kept_for_http_is_not_for_grpc() {
+    let both = policy("p", "allow: [{}]") + &guardrail("g", "when: 'action == Action::\"grpc\"'");
+    let snapshot = snapshot(&both);
+    let http = request("POST", "/a.B/C");
+    let grpc = RequestFacts { action: Action::Grpc, ..http.clone() };
+    assert_eq!(code(&ask_at(&snapshot, &http, NOW)), None);
+    assert_eq!(code(&ask_at(&snapshot, &grpc, NOW)), Some(Code::Forbidden));
+    assert_eq!(code(&ask_at(&snapshot, &http, NOW)), None);
+}
+
+#[test]
 fn an_erring_guardrail_denies() {
     // The type checker can't see an overflow; Cedar skips a policy that errs, so without our rule this would allow.
     let overflow = guardrail("errs", "when: 'context.request.port * 9223372036854775807 > 0'");
@@ -294,6 +343,195 @@ fn an_explanation_shows_what_was_looked_at() {
     assert_eq!(explained.considered.len(), 2);
 }
 
+#[test]
+fn an_explanation_shows_what_each_effect_makes_of_a_path() {
+    let snapshot = snapshot(
+        &(policy("p", "allow: [{ methods: [PUT], paths: [/a/**] }]")
+            + &guardrail("g", "deny: [{ methods: [PUT], paths: [/b] }]")),
+    );
+    let (caller, request) = (Arc::new(caller()), request("put", "/a/../b"));
+    let destination = snapshot.cover(&request.host, 443).unwrap();
+    let explained = snapshot.explain(&Question { caller: &caller, destination, request: &request, now: NOW });
+    let held =
+        |index: usize| -> Vec<_> { explained.considered[index].facts.iter().map(|f| f.held).collect() };
+    assert_eq!((held(0), held(1)), (vec![Some(false); 2], vec![Some(true); 2]));
+    assert!(explained.considered[1].determined && !explained.considered[0].determined);
+}
+
+/// What servers, and what stands before them, make of a path before they look at it: each alone.
+const READERS: [fn(&str) -> String; 5] = [without_dots, merged, unescaped, without_parameters, slashed];
+
+/// RFC 3986 §5.2.4, on segments.
+fn without_dots(path: &str) -> String {
+    let mut kept = Vec::new();
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    for (index, segment) in segments.iter().enumerate() {
+        match *segment {
+            ".." => drop(kept.pop()),
+            "." => {}
+            segment => kept.push(segment),
+        }
+        if index + 1 == segments.len() && [".", ".."].contains(segment) {
+            kept.push("");
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
+fn merged(path: &str) -> String {
+    let mut merged = path.to_owned();
+    while merged.contains("//") {
+        merged = merged.replace("//", "/");
+    }
+    merged
+}
+
+fn unescaped(path: &str) -> String {
+    let hex = |digits: &[u8]| u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok();
+    let (mut read, mut rest) = (Vec::new(), path.as_bytes());
+    while let [first, after @ ..] = rest {
+        let digits = after.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+        let escape = digits.filter(|_| *first == b'%').and_then(hex);
+        read.push(escape.unwrap_or(*first));
+        rest = if escape.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&read).into_owned()
+}
+
+fn without_parameters(path: &str) -> String {
+    let segments = path.split('/').map(|segment| segment.split(';').next().unwrap_or_default());
+    segments.collect::<Vec<_>>().join("/")
+}
+
+fn slashed(path: &str) -> String {
+    path.replace('\\', "/")
+}
+
+/// All that a path can be read as: whatever [`READERS`] make of it, one after another, in any order, any number of times.
+fn readings(path: &str) -> BTreeSet<String> {
+    let mut known = BTreeSet::from([path.to_owned()]);
+    let mut open = vec![path.to_owned()];
+    while let Some(next) = open.pop() {
+        let read = READERS.iter().map(|reader| reader(&next));
+        open.extend(read.filter(|reading| known.insert(reading.clone())));
+    }
+    known
+}
+
+#[test]
+fn readings_are_what_servers_make_of_paths() {
+    for path in [
+        "/admin//users",
+        "/x/../admin/users",
+        "//admin/users",
+        "/%61dmin/users",
+        "/%2561dmin/users",
+        "/x/%2e%2E/admin;a=b/users",
+        "/x\\..\\admin/users",
+        "/x%2F..%5Cadmin/./users",
+        "/x;/%2e./admin/users",
+    ] {
+        assert!(readings(path).contains("/admin/users"), "{path}: {:?}", readings(path));
+    }
+}
+
+const TEMPLATES: [&str; 8] =
+    ["/admin/**", "/admin", "/admin/users", "/*/users", "/**/users", "/admin/**/users", "/", "/admin/"];
+
+/// Paths of parts that mean something to a reader, all written in ASCII as a request line has to be.
+fn paths() -> impl Strategy<Value = String> {
+    let parts = vec![
+        "admin",
+        "users",
+        "x",
+        "/",
+        "/",
+        "/",
+        "/",
+        ".",
+        "..",
+        "\\",
+        ";",
+        ";a=b",
+        "%61",
+        "dmin",
+        "%2f",
+        "%2F",
+        "%5c",
+        "%2e",
+        "%2E.",
+        "%3b",
+        "%25",
+        "%2561dmin",
+        "user%73",
+        "%",
+        "%C3%A4",
+        "%20",
+        "*",
+        "%2a",
+    ];
+    let mixed = prop::collection::vec(prop::sample::select(parts), 0..8).prop_map(|parts| parts.concat());
+    let plain = prop::collection::vec(
+        prop::sample::select(vec!["admin", "%61dmin", "users", "user%73", "x", ""]),
+        0..4,
+    );
+    let plain = plain.prop_map(|segments| segments.join("/"));
+    prop_oneof![4 => mixed, 2 => plain, 1 => "[ -~]{0,12}"].prop_map(|path| format!("/{path}"))
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    /// What some reader takes for a path that a guardrail names is forbidden, under each name for the method.
+    #[test]
+    fn what_could_be_read_as_forbidden_is_forbidden(
+        template in 0..TEMPLATES.len(),
+        method in prop::sample::select(vec!["GET", "get", "Get"]),
+        path in paths(),
+    ) {
+        let snapshots = FORBIDDING.with(Clone::clone);
+        let is_named = readings(&path).iter().any(|reading| template_matches(TEMPLATES[template], reading));
+        let decision = ask(&snapshots[template], method, &path);
+        if is_named {
+            prop_assert_eq!(code(&decision), Some(Code::Forbidden));
+        }
+        // And no more than a path that has several readings.
+        if !is_named && readings(&path).len() == 1 && !path.contains(['%', ';', '?', '#', ' ']) {
+            prop_assert_eq!(code(&decision), None);
+        }
+    }
+
+    /// What a narrow rule permits, it permits whoever reads it; and no other than before effects were told apart.
+    #[test]
+    fn what_is_permitted_is_permitted_in_every_reading(
+        template in prop::sample::select(TEMPLATES.to_vec()),
+        method in prop::sample::select(vec!["GET", "get"]),
+        path in paths(),
+    ) {
+        let rule = Rule { methods: vec!["GET".into()], paths: vec![template.into()], credential: None };
+        let request = request(method, &path);
+        let permitted = rule_matches(Effect::Permit, &rule, &request);
+        prop_assert_eq!(permitted, method == "GET" && template_matches(template, &path) && !is_ambiguous(&path));
+        if permitted {
+            prop_assert!(readings(&path).iter().all(|reading| template_matches(template, reading)));
+            prop_assert!(rule_matches(Effect::Forbid, &rule, &request), "what forbids has no less");
+        }
+    }
+}
+
+thread_local! {
+    /// For each of [`TEMPLATES`] all allowed but that.
+    static FORBIDDING: Rc<Vec<Snapshot>> = Rc::new(
+        TEMPLATES
+            .iter()
+            .map(|template| {
+                let deny = guardrail("g", &format!("deny: [{{ methods: [GET], paths: ['{template}'] }}]"));
+                snapshot(&(policy("p", "allow: [{}]") + &deny))
+            })
+            .collect(),
+    );
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -333,7 +571,7 @@ proptest! {
                 0..PATHS.len(),
                 prop_oneof![2 => Just(0), 1 => 0..MOMENTS.len()],
                 prop_oneof![8 => Just(0), 1 => 0..4_usize],
-                prop::bool::weighted(0.1),
+                prop_oneof![6 => Just(Action::Http), 3 => Just(Action::Grpc), 1 => Just(Action::Connect)],
             ),
             20..40,
         ),
@@ -351,7 +589,7 @@ proptest! {
             text += &guardrail("g", &format!("deny: [{{ paths: [/a/b] }}], when: '{}'", EXPRESSIONS[expression]));
         }
         let warm = snapshot_for(&text, &caller(), &[]);
-        for (method, path, moment, attested, connect) in asked {
+        for (method, path, moment, attested, action) in asked {
             let mut who = caller();
             match attested {
                 1 => who.attestation.issued_at = NOW,
@@ -360,9 +598,9 @@ proptest! {
                 _ => {}
             }
             let who = Arc::new(who);
-            let mut request = request(METHODS[method], PATHS[path]);
-            if connect {
-                request = RequestFacts { action: Action::Connect, method: String::new(), path: String::new(), ..request };
+            let mut request = RequestFacts { action, ..request(METHODS[method], PATHS[path]) };
+            if action == Action::Connect {
+                request = RequestFacts { method: String::new(), path: String::new(), ..request };
             }
             let now = NOW.plus_millis(MOMENTS[moment]);
             let answer = |snapshot: &Snapshot| {
@@ -380,15 +618,15 @@ proptest! {
 const HOURS: &str = "apiVersion: countersign.dev/v1alpha1\nkind: Condition\nmetadata: { name: hours, namespace: payments }\n\
                      spec: { timeWindow: { from: \"08:00\", to: \"18:00\", timeZone: UTC } }\n---\n";
 
-const METHODS: [&str; 3] = ["GET", "POST", "DELETE"];
+const METHODS: [&str; 4] = ["GET", "POST", "DELETE", "get"];
 
-const PATHS: [&str; 4] = ["/a", "/a/b", "/c", "/a/../c"];
+const PATHS: [&str; 7] = ["/a", "/a/b", "/c", "/a/../c", "/a//b", "/a/%62", "/a/%63"];
 
 /// In milliseconds from [`NOW`]; clocks are also set back.
 const MOMENTS: [i64; 7] = [0, 400, 1500, -2000, 2_000_000, 9 * 3_600_000, -3 * 3_600_000];
 
 /// All that a decision may rest on, also written so that a search of the text would not find it.
-const EXPRESSIONS: [&str; 10] = [
+const EXPRESSIONS: [&str; 12] = [
     "true",
     "context.attestation.age < duration(\"12m\")",
     "context.now >= datetime(\"2026-11-24T10:00:00Z\")",
@@ -397,6 +635,8 @@ const EXPRESSIONS: [&str; 10] = [
     "context.request.path like \"*b\"",
     "context.attestation.provider == \"cluster\"",
     "principal.hasTag(\"team\")",
+    "action == Action::\"grpc\"",
+    "action != Action::\"http\"",
     "context.rules.contains(\"payments/p1#0\") || context.conditions.contains(\"payments/hours\")",
     "context.request.port * (if context.request.method == \"POST\" then 9223372036854775807 else 1) > 0",
 ];

@@ -323,7 +323,7 @@ pub struct TimeWindowSpec {
 #[serde(deny_unknown_fields, rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rules::GUARDRAIL))]
 pub struct GuardrailSpec {
-    /// What is forbidden; absent forbids all that `when` says.
+    /// What is forbidden, and what could be read as it; absent forbids all that `when` says.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub deny: Vec<RuleSpec>,
     /// A Cedar expression; forbidden if true. `when` or `deny` must be there.
