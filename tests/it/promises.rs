@@ -55,6 +55,50 @@ fn every_command_that_a_text_names_exists() {
 }
 
 #[test]
+fn every_page_is_linked_from_the_first_one() {
+    let first = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let pages: Vec<_> = std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap()).collect();
+    assert!(pages.len() > 15);
+    for page in pages {
+        let name = page.file_name().into_string().unwrap();
+        assert!(first.contains(&format!("(docs/{name})")), "docs/{name}");
+    }
+}
+
+#[test]
+fn the_page_of_metrics_has_those_of_the_programs_and_no_others() {
+    let mut counted = BTreeSet::new();
+    for folder in ["crates/proxy/src", "crates/control/src", "crates/service/src"] {
+        names_in(&root().join(folder), &mut counted);
+    }
+    assert!(counted.len() > 25, "{counted:?}");
+    let page = std::fs::read_to_string(root().join("docs/metrics.md")).unwrap();
+    let rows = page.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let listed: BTreeSet<_> = rows
+        .filter(|(name, rest)| name.starts_with("countersign_") && rest.starts_with(" |"))
+        .filter(|(name, _)| name.bytes().all(|byte| byte == b'_' || byte.is_ascii_alphanumeric()))
+        .map(|(name, _)| name.to_owned())
+        .collect();
+    assert_eq!(listed, counted, "left: in docs/metrics.md; right: in the code");
+}
+
+/// Every text of the code that is the name of a metric of ours.
+fn names_in(folder: &Path, names: &mut BTreeSet<String>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            names_in(&path, names);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let quoted = text.split('"').filter(|part| part.starts_with("countersign_"));
+            let is_name =
+                |part: &&str| part.bytes().all(|b| b == b'_' || b.is_ascii_lowercase() || b.is_ascii_digit());
+            names.extend(quoted.filter(is_name).map(str::to_owned));
+        }
+    }
+}
+
+#[test]
 fn what_is_shipped_unwinds_so_that_a_panic_ends_one_connection_only() {
     let manifest = std::fs::read_to_string(root().join("Cargo.toml")).unwrap();
     assert!(manifest.contains("[profile.release]") && !manifest.contains("panic ="), "{manifest}");

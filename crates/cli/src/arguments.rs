@@ -249,9 +249,10 @@ pub struct Revoke {
 /// `doctor`
 #[derive(Debug, Args)]
 pub struct Doctor {
-    /// What they call: a host that a policy covers, or the proxy's own port for this question, which is the default.
-    #[arg(long, value_name = "URL", default_value = "https://localhost:15021/")]
-    pub url: String,
+    /// What they call: a host that a policy covers. Unless given, the proxy's own port for this question on localhost:
+    /// 14021, as injection sets it, or 15021, the proxy's default; the first that answers.
+    #[arg(long, value_name = "URL")]
+    pub url: Option<String>,
     /// Only this runtime; can be given more than once.
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
@@ -277,9 +278,9 @@ pub struct Bypass {
     /// End the bypass instead.
     #[arg(long)]
     pub lift: bool,
-    /// Milliseconds to wait for the proxies that it concerns to confirm.
-    #[arg(long, value_name = "MS", default_value_t = 2000)]
-    pub wait: u32,
+    /// How long to wait for the proxies that it concerns to confirm: 2s, 1m.
+    #[arg(long, value_name = "DURATION", default_value = "2s")]
+    pub wait: String,
 }
 
 /// `audit`

@@ -84,6 +84,7 @@ fn wrong_usage_is_code_2_and_says_what_is_right() {
         &["get", "workload/a", "b"],
         &["get", "workload/a/b", "-n", "c"],
         &["revoke", "workload/a/b", "--wait", "soon"],
+        &["bypass", "workload/a/b", "--lift", "--wait", "2000"],
         &["completion", "dos"],
         &["audit", "--since", "yesterday"],
     ] {

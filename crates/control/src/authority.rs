@@ -18,7 +18,8 @@ use crate::store::{Store, StoredKey};
 /// The name in the control plane's certificate, whatever address it has.
 pub const SERVER_NAME: &str = "countersign-control";
 
-const PURPOSE: &str = "ca";
+/// What the roots are kept under.
+pub(crate) const PURPOSE: &str = "ca";
 
 const DAY: i64 = 86_400;
 

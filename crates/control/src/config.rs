@@ -12,7 +12,7 @@ use crate::kubernetes::{check, webhook};
 ///
 /// Examples:
 ///   countersign-control serve --issuer-url https://issuer.example --trust-domain example.org
-///   countersign-control discovery-export --state /var/lib/countersign --issuer-url https://issuer.example ./public
+///   countersign-control discovery-export --state /var/lib/countersign/control --issuer-url https://issuer.example ./public
 #[derive(Debug, Parser)]
 #[command(name = "countersign-control", version, verbatim_doc_comment, propagate_version = true)]
 pub struct Cli {
@@ -33,9 +33,9 @@ pub enum Command {
     Check(check::Settings),
     /// Write the discovery document and the key set as files.
     DiscoveryExport {
-        /// The state directory.
-        #[arg(long, value_name = "DIR", default_value = "/var/lib/countersign/control")]
-        state: PathBuf,
+        /// Of which installation.
+        #[command(flatten)]
+        installation: Installation,
         /// The issuer's URL.
         #[arg(long, value_name = "URL")]
         issuer_url: String,
@@ -44,16 +44,16 @@ pub enum Command {
     },
     /// Begin a new epoch, after the database was restored from a backup.
     NewEpoch {
-        /// The state directory.
-        #[arg(long, value_name = "DIR", default_value = "/var/lib/countersign/control")]
-        state: PathBuf,
+        /// Of which installation.
+        #[command(flatten)]
+        installation: Installation,
     },
     /// Make the next root of the control plane's CA, where the one that signs may be known to others. A running control
     /// plane sends it to its proxies within a minute; both roots are believed until 30 days after the new one signs.
     RotateCa {
-        /// The state directory.
-        #[arg(long, value_name = "DIR", default_value = "/var/lib/countersign/control")]
-        state: PathBuf,
+        /// Of which installation.
+        #[command(flatten)]
+        installation: Installation,
         /// The trust domain.
         #[arg(long, value_name = "NAME")]
         trust_domain: String,
@@ -79,6 +79,23 @@ pub enum Command {
     },
 }
 
+/// An installation that is there, for what is done to it beside `serve`.
+#[derive(Clone, Debug, Args)]
+pub struct Installation {
+    /// The state directory of `serve`.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_CONTROL_STATE",
+        value_name = "DIR",
+        default_value = "/var/lib/countersign/control"
+    )]
+    pub state: PathBuf,
+
+    /// File with the key that seals secrets at rest, if `serve` is given one; it is not made here.
+    #[arg(long, env = "COUNTERSIGN_CONTROL_SEALING_KEY", value_name = "FILE")]
+    pub sealing_key: Option<PathBuf>,
+}
+
 /// Settings of `serve`.
 #[derive(Clone, Debug, Args)]
 pub struct Settings {
@@ -95,7 +112,8 @@ pub struct Settings {
     )]
     pub state: PathBuf,
 
-    /// File with the key that seals secrets at rest (32 bytes); made at the first start.
+    /// File with the key that seals secrets at rest (32 bytes); made at the first start, and never for a database that is
+    /// there.
     #[arg(long, env = "COUNTERSIGN_CONTROL_SEALING_KEY", value_name = "FILE")]
     pub sealing_key: Option<PathBuf>,
 

@@ -30,18 +30,18 @@ fn run() -> anyhow::Result<()> {
             print(&format!("{}\n", check::check(&settings).await?.join("\n")));
             Ok(())
         }),
-        Command::DiscoveryExport { state, issuer_url, directory } => once(async move {
-            let store = program::open_store(&state, None).await?;
+        Command::DiscoveryExport { installation, issuer_url, directory } => once(async move {
+            let store = program::open_existing(&installation).await?;
             let keys = Keys::open(store, now()).await?;
             discovery::export(&directory, &issuer_url, &keys).await
         }),
-        Command::NewEpoch { state } => once(async move {
-            let version = program::open_store(&state, None).await?.new_epoch(now()).await?;
+        Command::NewEpoch { installation } => once(async move {
+            let version = program::open_existing(&installation).await?.new_epoch(now()).await?;
             print(&format!("epoch {} has begun\n", version.epoch));
             Ok(())
         }),
-        Command::RotateCa { state, trust_domain, ahead } => once(async move {
-            let store = program::open_store(&state, None).await?;
+        Command::RotateCa { installation, trust_domain, ahead } => once(async move {
+            let store = program::open_existing(&installation).await?;
             let from = authority::next_root(&*store, &trust_domain, now(), ahead).await?;
             print(&format!("the new root signs from {from}\n"));
             Ok(())
@@ -60,6 +60,11 @@ fn run() -> anyhow::Result<()> {
         }
         Command::Reference { subcommand } => {
             print(&service::config::reference::<Cli>(&subcommand));
+            if subcommand == "serve" {
+                // What is done to its installation.
+                let beside = ["discovery-export", "new-epoch", "rotate-ca"];
+                print(&beside.map(service::config::options::<Cli>).concat());
+            }
             Ok(())
         }
     }

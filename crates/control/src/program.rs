@@ -19,8 +19,8 @@ use wire::v1::control_plane_server::ControlPlaneServer;
 use crate::administration::Admin;
 use crate::attendance::Attendance;
 use crate::attest::Attestor;
-use crate::authority::Authority;
-use crate::config::Settings;
+use crate::authority::{self, Authority};
+use crate::config::{Installation, Settings};
 use crate::door::{self, Accounts, Door, Role};
 use crate::index::Index;
 use crate::issue::Issuing;
@@ -52,18 +52,56 @@ pub fn serve(settings: &Settings) -> anyhow::Result<()> {
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(settings, log))
 }
 
-/// Opens the store of a state directory.
+/// The database, in the state directory.
+const DATABASE: &str = "control.db";
+
+/// Opens the store of a state directory, and makes what is not there. The sealing key is made with the database and never
+/// after it: what is sealed already would not open by another one.
 ///
 /// # Errors
 /// If the directory, the sealing key or the database can't be used.
 pub async fn open_store(state: &Path, sealing_key: Option<&PathBuf>) -> anyhow::Result<Arc<SqliteStore>> {
     std::fs::create_dir_all(state).with_context(|| format!("state directory {}", state.display()))?;
     restrict(state)?;
-    let default = state.join("sealing.key");
-    let sealing = SealingKey::from_file(sealing_key.unwrap_or(&default))?;
+    let database = state.join(DATABASE);
+    let path = sealing_key.cloned().unwrap_or_else(|| state.join("sealing.key"));
+    let sealing = match SealingKey::read(&path)? {
+        Some(key) => key,
+        None if is_there(&database)? => anyhow::bail!(
+            "{} is sealed with a key, and there is none at {}: give its file with --sealing-key",
+            database.display(),
+            path.display()
+        ),
+        None => SealingKey::make(&path)?,
+    };
     let stream = stream_name(&state.join("stream"))?;
-    let store = SqliteStore::open(&state.join("control.db"), sealing, stream).await?;
+    let store = SqliteStore::open(&database, sealing, stream).await?;
     Ok(Arc::new(store))
+}
+
+/// Opens the store of an installation that is there; makes none.
+///
+/// # Errors
+/// If there is no database, or the sealing key is not the one that its keys are sealed with.
+pub async fn open_existing(installation: &Installation) -> anyhow::Result<Arc<SqliteStore>> {
+    let Installation { state, sealing_key } = installation;
+    if !is_there(&state.join(DATABASE))? {
+        anyhow::bail!(
+            "{} has no {DATABASE}, so no control plane keeps its state there: give the directory of `serve` with --state",
+            state.display()
+        );
+    }
+    let store = open_store(state, sealing_key.as_ref()).await?;
+    // What a wrong key sealed would keep the next `serve` from starting.
+    let keys = store.keys(authority::PURPOSE).await;
+    keys.context(
+        "--sealing-key must be the file that `serve` is given; sealing.key in --state unless it is given one",
+    )?;
+    Ok(store)
+}
+
+fn is_there(path: &Path) -> anyhow::Result<bool> {
+    path.try_exists().with_context(|| path.display().to_string())
 }
 
 fn restrict(directory: &Path) -> anyhow::Result<()> {

@@ -150,7 +150,12 @@ fn with_container(change: impl FnOnce(&mut Value)) -> Value {
 
 #[track_caller]
 fn refused(pod: &Value, namespace: &[(&str, &str)], because: &str) {
-    match inject(pod, &labels(namespace), &settings()) {
+    refused_with(pod, namespace, because, &settings());
+}
+
+#[track_caller]
+fn refused_with(pod: &Value, namespace: &[(&str, &str)], because: &str, settings: &Settings) {
+    match inject(pod, &labels(namespace), settings) {
         Verdict::Refuse { reasons, .. } => {
             assert!(reasons.iter().any(|reason| reason.contains(because)), "{because}: {reasons:?}");
         }
@@ -246,6 +251,26 @@ fn pods_opt_out_where_their_namespace_lets_them() {
     refused(&out, &[(names::EGRESS, "enforce")], "opts out");
     let allowed = labels(&[(names::EGRESS, "enforce"), (names::OPT_OUT, "allowed")]);
     assert_eq!(inject(&out, &allowed, &settings()), skipped);
+}
+
+#[test]
+fn what_the_platform_team_adds_to_the_proxy_s_arguments_no_pod_changes() {
+    let more = "--max-header-kib=128".to_owned();
+    let settings = Settings { more_args: vec![more.clone()], ..settings() };
+    for namespace in [&[][..], &[(names::CAPTURE, "explicit")][..]] {
+        let pod = injected(&contained(), namespace, &settings);
+        let proxy = pod["spec"]["initContainers"].as_array().unwrap().last().unwrap();
+        assert_eq!(proxy["name"], "countersign-proxy");
+        assert_eq!(proxy["args"].as_array().unwrap().last().unwrap(), &json!(more));
+    }
+    // A pod that comes with a proxy of its own making is refused, and no annotation adds an argument.
+    let mut pod = injected(&contained(), &[], &settings);
+    let proxy = pod["spec"]["initContainers"].as_array_mut().unwrap().last_mut().unwrap();
+    *proxy["args"].as_array_mut().unwrap().last_mut().unwrap() = json!("--max-header-kib=1024");
+    refused_with(&pod, &[], "another args", &settings);
+    let mut pod = contained();
+    pod["metadata"]["annotations"] = json!({ "config.countersign.dev/args": "--max-header-kib=1024" });
+    refused_with(&pod, &[], "is not known", &settings);
 }
 
 #[test]
@@ -426,7 +451,7 @@ fn a_uid_that_is_not_captured_leads_round_the_proxy() {
 
 #[test]
 fn the_page_has_every_label_and_annotation() {
-    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/injection.md");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/kubernetes.md");
     let page = std::fs::read_to_string(page).unwrap();
     let of_namespaces = [names::INJECT, names::EGRESS, names::CAPTURE, names::CAPABILITIES, names::OPT_OUT];
     let written = [names::INJECTED, names::INJECTED_BY, names::CONTAINMENT, names::NOTES];

@@ -329,3 +329,21 @@ async fn what_is_open_when_it_is_told_to_end_is_answered() {
     let (_, said) = open.await.unwrap().unwrap();
     assert!(said.starts_with("HTTP/1.1 200"), "{said}");
 }
+
+#[test]
+fn an_argument_of_the_proxy_that_injection_sets_itself_is_refused_at_the_start() {
+    for (arg, because) in [
+        ("--health=0.0.0.0:1", "--proxy-arg: --health is set by injection itself"),
+        ("max-headers", "--NAME=VALUE"),
+    ] {
+        let fingerprint = format!("--control-fingerprint=sha256:{}", "0".repeat(64));
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_countersign-control"))
+            .env_clear()
+            .args(["webhook", "--proxy-image=proxy:1", "--control=https://control:8440", &fingerprint])
+            .args(["--proxy-arg=--max-header-kib=128", "--proxy-arg", arg])
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && said.contains(because), "{said}");
+    }
+}

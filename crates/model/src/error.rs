@@ -170,7 +170,7 @@ codes! {
         "A connection reached the proxy's port without having been redirected.",
         "Nothing may dial the proxy's port by itself; check the redirect with `countersign-proxy capture show`.";
     ForbiddenAddress "CS1002" "Address refused" Some(403), "destination_ip_prohibited", false, Operator,
-        "A covered or an explicit-proxy call would go to a loopback, link-local or metadata address, or to one of the proxy's own ports.",
+        "A covered or an explicit-proxy call would go to a loopback, link-local, unspecified, multicast or metadata address, to a network that `--refuse-cidr` names, or to one of the proxy's own ports.",
         "List the address in the Destination if it is meant; the proxy's own ports are always refused.";
     RedirectGone "CS1003" "Redirect is gone" None, "-", false, Operator,
         "The rules that send the workload's connections to the proxy are not there, or not for both IPv4 and IPv6: calls go around it.",
@@ -202,7 +202,7 @@ codes! {
         "Mend the client.";
     HeaderTooLarge "CS3002" "Request header too large" Some(431), "http_request_error", false, Caller,
         "The request's header has more fields or bytes than the proxy's limit.",
-        "Send less, or raise the proxy's `--max-header-kib`.";
+        "Send less, or raise the proxy's `--max-header-kib` or `--max-headers`.";
     BodyTooLarge "CS3003" "Request body too large" Some(413), "http_request_error", false, Caller,
         "The request's body is longer than the configured limit.",
         "Send less, or raise the proxy's `--max-body-mib`.";
@@ -211,7 +211,7 @@ codes! {
         "Make fewer calls at a time, or raise the proxy's `--max-requests`.";
     OverLimit "CS3005" "Proxy is at its limit" Some(503), "connection_limit_reached", true, Us,
         "The proxy holds as many connections, or as much memory, as its limit.",
-        "Raise the proxy's `--max-connections`, or its memory.";
+        "Raise the proxy's `--max-connections` or `--max-memory-mib`; in a pod the latter is three quarters of its container's memory limit.";
     Misdirected "CS3006" "Names disagree" Some(421), "http_request_error", false, Caller,
         "SNI, Host or `:authority`, and port of one request name different services.",
         "Mend the client; a connection is for the one name that it was opened for.";
@@ -235,13 +235,13 @@ codes! {
         "Send the request without that field.";
     RequestTimeout "CS3020" "Request took too long" Some(408), "http_request_error", true, Caller,
         "The request's header did not end, or its body did not go on, in time.",
-        "See why the client stalls, or raise the time-out.";
+        "See why the client stalls, or raise the proxy's `--header-timeout` or `--body-timeout`.";
     BodyStalled "CS3021" "Exchange stood still" None, "-", false, Us,
         "Nothing of an answer's body moved for as long as the time-out: its sender or its reader stalls.",
-        "See which of them stalls, or raise `--body-timeout` or `--stream-timeout`.";
+        "See which of them stalls, or raise the proxy's `--body-timeout` or `--stream-timeout`.";
     StreamFlood "CS3022" "Too many streams given up" None, "-", false, Caller,
         "The application opened streams of one HTTP/2 connection and gave them up, more often than the limit.",
-        "Mend the client, or raise `--max-resets`.";
+        "Mend the client, or raise the proxy's `--max-resets`.";
 
     // 4: identity
     NoCaller "CS4001" "Workload is not attested" Some(503), "proxy_internal_error", true, Operator,
@@ -343,10 +343,10 @@ codes! {
 
     UpstreamProxyRefused "CS8008" "Refused by the corporate proxy" Some(502), "proxy_configuration_error", false, Operator,
         "The corporate proxy (`--upstream-proxy`) does not take our credential (407), or does not let the call through.",
-        "Correct its credential (`--upstream-proxy-credential-file`), or have it allow the destination.";
+        "Correct its credential (the proxy's `--upstream-proxy-credential-file`), or have it allow the destination.";
     UpstreamProxyUnusable "CS8009" "Corporate proxy can't be used" Some(502), "proxy_configuration_error", true, Operator,
         "The corporate proxy (`--upstream-proxy`) can't be reached, or does not answer CONNECT with valid HTTP.",
-        "Check its address and that it is up; `--upstream-proxy-except` says what is reached without it.";
+        "Check its address and that it is up; the proxy's `--upstream-proxy-except` says what is reached without it.";
     EncodedAnswer "CS8020" "Answer is compressed" Some(502), "http_protocol_error", false, Upstream,
         "The destination says `redact`, and its answer is compressed although it was asked for as it is.",
         "Let the service honour `accept-encoding: identity`, or drop `redact` from the Destination.";

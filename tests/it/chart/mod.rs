@@ -98,6 +98,7 @@ fn a_value_that_means_nothing_is_refused_by_its_name() {
         ("webhook.timeoutSeconds=31", "timeoutSeconds"),
         ("proxy.resources.limits.memory=1GB", "memory"),
         ("proxy.image.digest=latest", "digest"),
+        ("proxy.extraArgs[0]=max-headers", "extraArgs"),
         ("trustDomain=Example.Org", "trustDomain"),
         ("egress.mode=deny", "mode"),
         ("crd.enabled=false", "crd"),

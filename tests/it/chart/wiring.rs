@@ -207,6 +207,15 @@ fn arguments_and_variables_are_those_of_the_programs() {
             }
         }
     }
+    // What the webhook gives to the proxy of every pod is the proxy's.
+    let more: Vec<_> = commands
+        .iter()
+        .flatten()
+        .filter_map(|word| word.strip_prefix("--proxy-arg="))
+        .map(|arg| vec!["/countersign-proxy".to_owned(), "serve".to_owned(), arg.to_owned()])
+        .collect();
+    assert!(more.len() >= 2 || matrix().is_empty(), "{more:?}");
+    commands.extend(more);
     for mut words in commands {
         let program = programs.join(words.remove(0).trim_start_matches('/'));
         // Help is printed only once everything before it has been understood.

@@ -5,6 +5,7 @@ use resources::kind::Kind;
 use resources::values;
 use wire::v1;
 
+use super::wait_ms;
 use crate::arguments::{Bypass, Cli};
 use crate::client;
 use crate::exit::{Exit, Refusal};
@@ -24,7 +25,7 @@ pub async fn bypass(cli: &Cli, output: &Output, asked: &Bypass) -> Result<Exit, 
         },
         reason: asked.reason.clone().unwrap_or_default(),
         lift: asked.lift,
-        wait_ms: asked.wait,
+        wait_ms: wait_ms(&asked.wait)?,
     };
     let named = request.workload.clone().unwrap_or_default();
     let mut client = client::connect(cli).await?;

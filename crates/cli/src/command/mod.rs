@@ -78,6 +78,13 @@ fn read_files(paths: &[std::path::PathBuf]) -> Result<Vec<v1::File>, Refusal> {
     Ok(files)
 }
 
+/// How long proxies are waited for.
+fn wait_ms(text: &str) -> Result<u32, Refusal> {
+    let seconds = resources::values::duration(text)
+        .ok_or_else(|| Refusal::plain(Exit::Usage, format!("`{text}` is not a duration such as 2s")))?;
+    Ok(seconds.saturating_mul(1000))
+}
+
 /// Shows what is wrong with documents, on standard error; whether something is.
 fn show_diagnostics(output: &Output, diagnostics: &[v1::Diagnostic], files: &[v1::File]) -> bool {
     for message in diagnostics {

@@ -97,7 +97,9 @@ pub fn errors() -> String {
          `CS`, the digit of the stage, three digits; a code is never used again for another meaning.\n\
          On HTTP/1.1 the code stands in the reason phrase, and in the headers `countersign-code` and `proxy-status` always.\n\
          DECISION is the id in the header `countersign-decision` and in `countersign audit`; an answer has its own there.\n\
-         On a terminal, `countersign explain CODE` says the same.\n\n\
+         On a terminal, `countersign explain CODE` says the same.\n\
+         The proxy's flags that a remedy names are those of `countersign-proxy serve`; in pods the platform team sets them \
+         ([kubernetes.md](../kubernetes.md#settings-of-the-proxy)).\n\n\
          | code | title | HTTP | retry helps | what it means | what to do |\n|---|---|---|---|---|---|\n",
     );
     for entry in TABLE {

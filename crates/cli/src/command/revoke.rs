@@ -4,7 +4,7 @@ use model::UnixMillis;
 use wire::v1;
 use wire::v1::revoke_request::Target;
 
-use super::{confirm, now};
+use super::{confirm, now, wait_ms};
 use crate::arguments::{Cli, Revoke};
 use crate::client;
 use crate::exit::{Exit, Refusal};
@@ -20,14 +20,12 @@ pub async fn revoke(cli: &Cli, output: &Output, asked: &Revoke) -> Result<Exit, 
     if matches!(target, Target::Everything(_)) && !asked.lift && !asked.yes && !asked.dry_run {
         confirm(output, "This stops every call of every workload.", "nothing was revoked")?;
     }
-    let wait = resources::values::duration(&asked.wait).ok_or_else(|| {
-        Refusal::plain(Exit::Usage, format!("`{}` is not a duration such as 2s", asked.wait))
-    })?;
+    let wait_ms = wait_ms(&asked.wait)?;
     let request = v1::RevokeRequest {
         target: Some(target.clone()),
         lift: asked.lift,
         reason: asked.reason.clone(),
-        wait_ms: wait.saturating_mul(1000),
+        wait_ms,
         dry_run: asked.dry_run,
     };
     let mut client = client::connect(cli).await?;

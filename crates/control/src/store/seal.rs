@@ -34,21 +34,26 @@ impl SealingKey {
         Ok(Self(LessSafeKey::new(key)))
     }
 
-    /// Reads the key from its file, or makes it with the file.
+    /// Reads the key from its file; `None` if there is no file.
     ///
     /// # Errors
-    /// If the file can't be read or written, or holds something else.
-    pub fn from_file(path: &Path) -> anyhow::Result<Self> {
-        let describe = || format!("sealing key {}", path.display());
+    /// If the file can't be read, or holds something else.
+    pub fn read(path: &Path) -> anyhow::Result<Option<Self>> {
         match std::fs::read(path) {
-            Ok(bytes) => Self::new(&Zeroizing::new(bytes)).with_context(describe),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                let bytes = Zeroizing::new(rand::random::<[u8; KEY_BYTES]>());
-                service::files::write_atomically(path, &*bytes, 0o600).with_context(describe)?;
-                Self::new(&*bytes)
-            }
-            Err(error) => Err(error).with_context(describe),
+            Ok(bytes) => Self::new(&Zeroizing::new(bytes)).with_context(|| describe(path)).map(Some),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| describe(path)),
         }
+    }
+
+    /// Makes a key, with its file.
+    ///
+    /// # Errors
+    /// If the file can't be written.
+    pub fn make(path: &Path) -> anyhow::Result<Self> {
+        let bytes = Zeroizing::new(rand::random::<[u8; KEY_BYTES]>());
+        service::files::write_atomically(path, &*bytes, 0o600).with_context(|| describe(path))?;
+        Self::new(&*bytes)
     }
 
     /// Seals a value for one row.
@@ -72,6 +77,10 @@ impl SealingKey {
         let value = decrypt(&Self::new(&data_key)?.0, row, &sealed.sealed)?;
         Ok(Secret::new(value))
     }
+}
+
+fn describe(path: &Path) -> String {
+    format!("sealing key {}", path.display())
 }
 
 fn encrypt(key: &LessSafeKey, row: &str, value: &[u8]) -> anyhow::Result<Vec<u8>> {

@@ -20,6 +20,8 @@ pub(crate) fn settings() -> Settings {
         health_port: 14020,
         roots_config_map: None,
         resources: json!({ "requests": { "cpu": "10m", "memory": "24Mi" }, "limits": { "memory": "128Mi" } }),
+        max_memory_mib: 96,
+        more_args: Vec::new(),
         spool_size: "128Mi".to_owned(),
         native_sidecars: true,
         egress: Egress::Observe,

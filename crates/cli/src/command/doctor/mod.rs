@@ -23,9 +23,7 @@ pub use report::{Finding, Trust};
 /// # Errors
 /// If nothing answers at the URL, or there is no runtime to ask.
 pub async fn doctor(_: &Cli, output: &Output, asked: &Doctor) -> Result<Exit, Refusal> {
-    let target = run::Target::parse(&asked.url)
-        .ok_or_else(|| Refusal::plain(Exit::Usage, format!("`{}` is not an https URL", asked.url)))?;
-    reachable(&target)?;
+    let (url, target) = target(asked.url.as_deref())?;
     let probes: Vec<_> = probes::PROBES
         .iter()
         .filter(|probe| asked.only.is_empty() || asked.only.iter().any(|name| name == probe.runtime))
@@ -46,26 +44,42 @@ pub async fn doctor(_: &Cli, output: &Output, asked: &Doctor) -> Result<Exit, Re
     }
     let bundle = Bundle::at(&asked.bundle);
     if output.is_structured() {
-        output.document("Doctor", report::json(&asked.url, &findings, &bundle));
+        output.document("Doctor", report::json(&url, &findings, &bundle));
     } else {
-        output.answer(&report::text(&asked.url, &findings, &bundle, &|mark| output.mark(mark)));
+        output.answer(&report::text(&url, &findings, &bundle, &|mark| output.mark(mark)));
     }
     let all = findings.iter().all(|finding| finding.trust == Trust::Yes);
     Ok(if all { Exit::Done } else { Exit::No })
 }
 
-/// Without this, every runtime would be unsure for one and the same reason.
-fn reachable(target: &run::Target) -> Result<(), Refusal> {
-    let nothing = |why: String| {
-        let mut refusal =
-            Refusal::plain(Exit::Error, format!("nothing answers at {}: {why}", target.authority()));
-        refusal.help =
-            "Run it where the application runs, beside countersign-proxy; or give --url of a host that a policy covers."
-                .to_owned();
-        refusal
-    };
+/// The proxy's own port for this question: as injection sets it, and the proxy's default. In this order: in a pod of Istio
+/// the second one is Istio's.
+const OWN: [&str; 2] = ["https://localhost:14021/", "https://localhost:15021/"];
+
+/// What is called: the URL that is given, or the first of ours that answers. Where nothing does, every runtime would be
+/// unsure for one and the same reason.
+fn target(given: Option<&str>) -> Result<(String, run::Target), Refusal> {
+    let candidates = given.map_or(OWN.to_vec(), |url| vec![url]);
+    let mut silent = Vec::new();
+    for url in candidates {
+        let target = run::Target::parse(url)
+            .ok_or_else(|| Refusal::plain(Exit::Usage, format!("`{url}` is not an https URL")))?;
+        match answers(&target) {
+            Ok(()) => return Ok((url.to_owned(), target)),
+            Err(why) => silent.push(format!("{}: {why}", target.authority())),
+        }
+    }
+    let mut refusal = Refusal::plain(Exit::Error, format!("nothing answers at {}", silent.join(", nor at ")));
+    refusal.help =
+        "Run it where the application runs, beside countersign-proxy; or give --url: that of a host that a \
+                    policy covers, or https://localhost:PORT/ with the proxy's --trust-port (14021 in a pod)."
+            .to_owned();
+    Err(refusal)
+}
+
+fn answers(target: &run::Target) -> Result<(), String> {
     let addresses =
-        (target.host.as_str(), target.port).to_socket_addrs().map_err(|error| nothing(error.to_string()))?;
+        (target.host.as_str(), target.port).to_socket_addrs().map_err(|error| error.to_string())?;
     let mut last = "the name has no address".to_owned();
     for address in addresses {
         match std::net::TcpStream::connect_timeout(&address, Duration::from_secs(5)) {
@@ -73,5 +87,30 @@ fn reachable(target: &run::Target) -> Result<(), Refusal> {
             Err(error) => last = error.to_string(),
         }
     }
-    Err(nothing(last))
+    Err(last)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn where_nothing_answers_both_ports_are_named() {
+        // Nobody listens there in a test; who does is a proxy, which the first part then finds.
+        if let Err(refusal) = target(None) {
+            assert!(
+                refusal.message.contains("localhost:14021") && refusal.message.contains("localhost:15021")
+            );
+            assert!(refusal.help.contains("14021 in a pod"), "{}", refusal.help);
+        }
+        assert_eq!(target(Some("http://localhost/")).unwrap_err().exit, Exit::Usage);
+    }
+
+    #[test]
+    fn the_url_that_is_given_is_the_one_that_is_called() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("https://127.0.0.1:{}/", listener.local_addr().unwrap().port());
+        let (called, target) = target(Some(&url)).unwrap();
+        assert_eq!((called.as_str(), target.host.as_str()), (url.as_str(), "127.0.0.1"));
+    }
 }

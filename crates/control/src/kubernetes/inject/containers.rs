@@ -102,6 +102,7 @@ fn proxy_args(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSetti
         format!("--bundle={}", trust::bundle_path()),
         format!("--health=[::]:{}", settings.health_port),
         format!("--trust-port={}", settings.health_port + 1),
+        format!("--max-memory-mib={}", settings.max_memory_mib),
         "--log-format=json".to_owned(),
     ];
     match namespace.capture {
@@ -122,7 +123,54 @@ fn proxy_args(settings: &Settings, namespace: &NamespaceSettings, pod: &PodSetti
         args.push(format!("--roots={}", names::ROOTS_PATH));
     }
     args.extend(pod.log.iter().map(|filter| format!("--log={filter}")));
+    args.extend(settings.more_args.iter().cloned());
     args
+}
+
+/// The proxy's settings that injection gives by itself, in one way of capturing or another, or because a pod's annotation
+/// says so.
+const OWN_ARGS: [&str; 17] = [
+    "--control",
+    "--control-fingerprint",
+    "--evidence-kind",
+    "--evidence-token",
+    "--state",
+    "--spool",
+    "--bundle",
+    "--health",
+    "--trust-port",
+    "--max-memory-mib",
+    "--log-format",
+    "--listen-port",
+    "--redirect",
+    "--explicit-port",
+    "--drain-quiet",
+    "--roots",
+    "--log",
+];
+
+/// Checks the arguments that are added to the proxy's own: the proxy refuses what is given twice, and then no pod starts.
+///
+/// # Errors
+/// What is wrong with the first that can't be added.
+pub fn check_more_args(more: &[String]) -> Result<(), String> {
+    let name = |arg: &String| arg.split('=').next().unwrap_or_default().to_owned();
+    for (index, arg) in more.iter().enumerate() {
+        let name_of_it = name(arg);
+        if name_of_it.len() < 3 || !name_of_it.starts_with("--") || !arg.contains('=') {
+            return Err(format!("{arg:?} is not of the form --NAME=VALUE"));
+        }
+        if OWN_ARGS.contains(&name_of_it.as_str()) {
+            return Err(format!(
+                "{name_of_it} is set by injection itself, as are {}",
+                OWN_ARGS.iter().filter(|own| **own != name_of_it).copied().collect::<Vec<_>>().join(", ")
+            ));
+        }
+        if more[..index].iter().any(|before| name(before) == name_of_it) {
+            return Err(format!("{name_of_it} is given twice: a list is one argument, with commas"));
+        }
+    }
+    Ok(())
 }
 
 fn proxy_mounts(settings: &Settings) -> Vec<Value> {
@@ -165,4 +213,66 @@ pub fn volumes(settings: &Settings) -> Vec<Value> {
         volumes.push(json!({ "name": names::ROOTS_VOLUME, "configMap": { "name": name, "optional": true, "defaultMode": DEFAULT_MODE } }));
     }
     volumes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings() -> Settings {
+        Settings {
+            version: String::new(),
+            image: String::new(),
+            pull_policy: String::new(),
+            control: String::new(),
+            control_fingerprint: String::new(),
+            audience: String::new(),
+            uid: 1,
+            exclude_uids: Vec::new(),
+            redirect_port: 1,
+            explicit_port: 2,
+            health_port: 3,
+            roots_config_map: Some("roots".to_owned()),
+            resources: json!({}),
+            max_memory_mib: 96,
+            more_args: Vec::new(),
+            spool_size: String::new(),
+            native_sidecars: true,
+            egress: Egress::Observe,
+        }
+    }
+
+    #[test]
+    fn what_injection_gives_itself_is_refused_as_an_argument_more() {
+        let pod = PodSettings { log: Some("debug".to_owned()), ..PodSettings::default() };
+        let mut given = std::collections::BTreeSet::new();
+        for capture in [Capture::Redirect, Capture::Explicit] {
+            let namespace = NamespaceSettings {
+                egress: Egress::Observe,
+                capture,
+                drop_capabilities: false,
+                opt_out: true,
+            };
+            for arg in proxy_args(&settings(), &namespace, &pod).split_off(1) {
+                let refused = check_more_args(std::slice::from_ref(&arg)).unwrap_err();
+                assert!(refused.contains("is set by injection itself"), "{arg}: {refused}");
+                given.insert(arg.split('=').next().unwrap().to_owned());
+            }
+        }
+        assert_eq!(given, OWN_ARGS.map(str::to_owned).into(), "the list has no others");
+    }
+
+    #[test]
+    fn what_is_no_argument_or_is_given_twice_is_refused() {
+        let check =
+            |args: &[&str]| check_more_args(&args.iter().map(|arg| (*arg).to_owned()).collect::<Vec<_>>());
+        assert_eq!(check(&[]), Ok(()));
+        assert_eq!(check(&["--max-header-kib=128", "--refuse-cidr=10.0.0.0/8,fd00::/8"]), Ok(()));
+        for bad in ["", "--", "--=1", "-x=1", "max-headers=1", "serve", "--max-headers", "--max-headers 200"]
+        {
+            assert!(check(&[bad]).unwrap_err().contains("--NAME=VALUE"), "{bad}");
+        }
+        let twice = check(&["--max-headers=200", "--max-resets=5", "--max-headers=300"]).unwrap_err();
+        assert!(twice.contains("--max-headers is given twice"), "{twice}");
+    }
 }

@@ -37,6 +37,11 @@ pub struct Settings {
     pub roots_config_map: Option<String>,
     /// Resources of the proxy's container, in the shape of Kubernetes.
     pub resources: Value,
+    /// The proxy's own cap on its memory, in MiB, which its container's limit leaves room for.
+    pub max_memory_mib: u64,
+    /// More arguments of the proxy, checked by [`super::containers::check_more_args`]. They are the platform team's: what
+    /// a pod says must not loosen its proxy.
+    pub more_args: Vec<String>,
     /// Size limit of the spool's volume, as a quantity.
     pub spool_size: String,
     /// Whether the cluster knows native sidecars (Kubernetes 1.29 and later).

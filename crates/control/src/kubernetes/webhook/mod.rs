@@ -56,6 +56,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 /// # Errors
 /// If something that is needed can't be had; what is wrong with it is said.
 pub fn serve(settings: &Settings) -> anyhow::Result<()> {
+    inject::containers::check_more_args(&settings.proxy_arg)
+        .map_err(anyhow::Error::msg)
+        .context("--proxy-arg")?;
     service::tls_provider::install();
     let log = telemetry::init(&settings.log, settings.log_format)?;
     service::process::harden().context("the process could not be made unreadable for others")?;

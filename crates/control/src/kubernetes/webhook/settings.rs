@@ -153,13 +153,24 @@ pub struct Settings {
     #[arg(long, env = "COUNTERSIGN_WEBHOOK_PROXY_MEMORY", value_name = "QUANTITY", default_value = "24Mi", value_parser = quantity)]
     pub proxy_memory: String,
 
-    /// Most memory that the proxy may take.
+    /// Most memory that the proxy's container may take; three quarters of it are the proxy's own cap (its
+    /// `--max-memory-mib`).
     #[arg(long, env = "COUNTERSIGN_WEBHOOK_PROXY_MEMORY_LIMIT", value_name = "QUANTITY", default_value = "128Mi", value_parser = quantity)]
     pub proxy_memory_limit: String,
 
     /// Most CPU that the proxy may take; no limit if absent.
     #[arg(long, env = "COUNTERSIGN_WEBHOOK_PROXY_CPU_LIMIT", value_name = "QUANTITY", value_parser = quantity)]
     pub proxy_cpu_limit: Option<String>,
+
+    /// One more argument of the proxy in every pod, as --NAME=VALUE of `countersign-proxy serve`; can be given more than
+    /// once. What injection sets itself is refused.
+    #[arg(
+        long,
+        env = "COUNTERSIGN_WEBHOOK_PROXY_ARG",
+        value_name = "--NAME=VALUE",
+        allow_hyphen_values = true
+    )]
+    pub proxy_arg: Vec<String>,
 
     /// Size limit of the volume of a proxy's audit spool.
     #[arg(long, env = "COUNTERSIGN_WEBHOOK_SPOOL_SIZE", value_name = "QUANTITY", default_value = "128Mi", value_parser = quantity)]
@@ -229,6 +240,8 @@ impl Settings {
             health_port: self.proxy_health_port,
             roots_config_map: self.roots_config_map.clone(),
             resources: self.resources(),
+            max_memory_mib: memory_cap_mib(&self.proxy_memory_limit),
+            more_args: self.proxy_arg.clone(),
             spool_size: self.spool_size.clone(),
             native_sidecars: match self.native_sidecars {
                 NativeSidecars::Auto => cluster_knows_native_sidecars,
@@ -254,18 +267,49 @@ impl Settings {
     }
 }
 
+/// The proxy's own cap for a container that may take so much, in MiB: three quarters of it, as far as the proxy takes
+/// such a cap.
+///
+/// A container is killed for more than the proxy counts, which is its anonymous memory: beside that there are the pages of
+/// the program's file (12 MiB), its state and the trust bundle, which lie in memory too, what the kernel keeps for
+/// sockets, and the allocator's reserve; and the cap is looked at ten times a second, so that it can be passed in between.
+fn memory_cap_mib(limit: &str) -> u64 {
+    /// What `countersign-proxy serve --max-memory-mib` takes.
+    const TAKEN: std::ops::RangeInclusive<f64> = 8.0..=1_048_576.0;
+    let mib = amount(limit).unwrap_or_default() / f64::from(1 << 20);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is within what is taken")]
+    let cap = (mib * 0.75).clamp(*TAKEN.start(), *TAKEN.end()) as u64;
+    cap
+}
+
 /// A mistake here would be told by the API server, for every pod.
 fn quantity(text: &str) -> Result<String, String> {
-    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
-    let suffix = &text[digits.len()..];
-    // https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
-    let known = ["", "m", "k", "M", "G", "T", "Ki", "Mi", "Gi", "Ti"].contains(&suffix);
-    let number = digits.starts_with(|first: char| first.is_ascii_digit())
-        && digits.parse::<f64>().is_ok_and(|number| number > 0.0);
-    match known && number {
-        true => Ok(text.to_owned()),
-        false => Err("must be a quantity such as 100m, 0.5, 128Mi or 1Gi".to_owned()),
+    match amount(text) {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("must be a quantity such as 100m, 0.5, 128Mi or 1Gi".to_owned()),
     }
+}
+
+/// How much a quantity is; `None` if it is none, or nothing.
+fn amount(text: &str) -> Option<f64> {
+    let digits = text.trim_end_matches(|letter: char| letter.is_ascii_alphabetic());
+    // https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/
+    let unit = match &text[digits.len()..] {
+        "" => 1.0,
+        "m" => 1e-3,
+        "k" => 1e3,
+        "M" => 1e6,
+        "G" => 1e9,
+        "T" => 1e12,
+        "Ki" => f64::from(1 << 10),
+        "Mi" => f64::from(1 << 20),
+        "Gi" => f64::from(1 << 30),
+        "Ti" => f64::from(1 << 30) * 1024.0,
+        _ => return None,
+    };
+    let number: f64 =
+        digits.starts_with(|first: char| first.is_ascii_digit()).then(|| digits.parse().ok())??;
+    (number > 0.0).then_some(number * unit)
 }
 
 fn fingerprint(text: &str) -> Result<String, String> {
@@ -287,6 +331,23 @@ mod tests {
         }
         for bad in ["", "Mi", "128MB", "128 Mi", "-1", "0", "1e3x", "inf", "0x10"] {
             assert!(quantity(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_proxy_s_cap_leaves_room_in_its_container() {
+        for (limit, cap) in [
+            ("128Mi", 96),
+            ("256Mi", 192),
+            ("1Gi", 768),
+            ("134217728", 96),
+            ("100M", 71),
+            // Less than the proxy takes as its cap, and more.
+            ("4Mi", 8),
+            ("100m", 8),
+            ("100Ti", 1_048_576),
+        ] {
+            assert_eq!(memory_cap_mib(limit), cap, "{limit}");
         }
     }
 
