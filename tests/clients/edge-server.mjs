@@ -76,8 +76,8 @@ function expect(request, response) {
 function upgrade(request, socket, head) {
   note(request);
   if (request.url !== '/ws') {
-    socket.on('data', (bytes) => (seen.raw += bytes));
-    return void socket.write('HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno');
+    socket.on('data', (bytes) => (seen.raw += bytes)).on('error', () => {});
+    return void setTimeout(() => socket.write('HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\nno'), 200);
   }
   socket.write(`HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-accept: ${accept(request.headers['sec-websocket-key'])}\r\n\r\n`);
   socket.write(JSON.stringify({ over: '1.1', authorised: authorised(request.headers) }) + '\n');
@@ -88,6 +88,11 @@ function upgrade(request, socket, head) {
 function connect(request, response) {
   note(request);
   const { stream } = response;
+  if (request.url !== '/ws') {
+    // Refused after a while, so that what came before it is seen.
+    stream.on('data', (bytes) => (seen.raw += bytes)).on('error', () => {});
+    return void setTimeout(() => { stream.respond({ ':status': 403 }); stream.end('no'); }, 200);
+  }
   stream.respond({ ':status': 200 });
   stream.write(JSON.stringify({ over: '2.0', authorised: authorised(request.headers) }) + '\n');
   stream.pipe(stream);

@@ -55,6 +55,15 @@ for (const port of [9443, 9444]) {
 }
 const [clear1, clear2] = [http.createServer(answer), http2.createServer({ settings: { enableConnectProtocol: true } }, answer)];
 clear2.on('sessionError', () => {}).on('connect', answer);
+// A tunnel by CONNECT or by Upgrade, with a word of ours before the echo.
+const tunnel = (head) => (request, socket) => {
+  seen.push({ method: request.method, target: request.url, host: request.headers.host, credential: false, headers: request.headers });
+  socket.on('error', () => {});
+  socket.write(`${head}\r\n\r\nbegun `);
+  socket.pipe(socket);
+};
+clear1.on('connect', tunnel('HTTP/1.1 200 Established'));
+clear1.on('upgrade', tunnel('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: words/1'));
 for (const port of [9080, 9081]) {
   const server = net.createServer((socket) => {
     socket.on('error', () => {});

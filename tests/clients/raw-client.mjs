@@ -4,6 +4,7 @@
 //   { port, secure, bytes, after }      HTTP/1: these bytes (latin1), and `after` 300 ms later; `fin` closes our side then
 //   { port, fields, data, more }        HTTP/2: one request with these fields, as they are, and this body; `more` fields
 //                                       after the body are trailers; `open` leaves it unfinished; `reset` resets it
+//   { …, every }                        these bytes too, ten times a second, for as long as the connection is there
 //   { …, when }                         `after`, `fin` and `reset` wait until this file is there, not for a time
 //   { …, answers }                      how many final answers of HTTP/1 are awaited; 1 unless it says so
 //   { …, quiet }                        milliseconds without a byte, once what is awaited is there, after which the case is
@@ -110,7 +111,7 @@ function run(one) {
     };
     const wait = () => {
       clearTimeout(timer);
-      const over = acted || complete(one, Buffer.concat(chunks));
+      const over = acted || (one.every === undefined && complete(one, Buffer.concat(chunks)));
       timer = setTimeout(done, over ? (one.quiet ?? 700) : PATIENCE);
     };
     const act = () => {
@@ -123,6 +124,9 @@ function run(one) {
     };
     const begin = () => {
       socket.write(http2 ? request(one) : Buffer.from(one.bytes, 'latin1'));
+      if (one.every !== undefined) {
+        const more = setInterval(() => (socket.writable ? socket.write(Buffer.from(one.every, 'latin1')) : clearInterval(more)), 100);
+      }
       const acts = one.reset !== undefined || one.after != null || one.fin;
       if (acts && one.when === undefined) setTimeout(act, 300);
       if (acts && one.when !== undefined) {

@@ -1,11 +1,12 @@
 // A server that is bytes: it notes what it gets as it came, and answers with the bytes that it is told.
 //
-//   8461  TLS, http/1.1: `/answer/end/B64` and `/answer/keep/B64` are answered with those bytes (base64url), else 200 `ok`
+//   8461  TLS, http/1.1: `/answer/end/B64` and `/answer/keep/B64` are answered with those bytes (base64url), else 200 `ok`;
+//         `/early` is answered at once, and what comes after its head is counted
 //   8462  TLS, h2: each stream is answered by the next plan, else by 200 `ok`
 //   9092  plain, loopback: GET tells what was seen, PUT sets the plans for h2, DELETE forgets
 //
 // A plan is a list of frames `[type, flags, payload in hex]`, or `{ "small": N, "size": S }`: an answer of N messages, each
-// in a DATA frame of its own; `{ "endless": true }` sends for as long as it may; `{ "mute": true }` never answers.
+// in a DATA frame of its own, as the windows allow; `{ "endless": true }` sends for as long as it may; `{ "mute": true }` never answers.
 import fs from 'node:fs';
 import http from 'node:http';
 import tls from 'node:tls';
@@ -33,12 +34,21 @@ function endOf(text) {
 function http1(socket) {
   const connection = (seen.connections += 1);
   let text = '';
+  let early = false;
   socket.on('error', () => {});
   socket.on('close', () => seen.ended.push(connection));
   socket.on('data', (bytes) => {
     text += latin(bytes);
     const path = text.split(' ')[1] ?? '';
     if (path.startsWith('/endless') && text.includes('\r\n\r\n')) return endless(socket, path);
+    if (path.startsWith('/early')) {
+      const head = text.indexOf('\r\n\r\n') + 4;
+      if (head < 4) return;
+      if (!early) { early = true; note(connection, text, head); socket.write('HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok'); }
+      seen.received += text.length - head;
+      text = text.slice(0, head);
+      return;
+    }
     if (path.startsWith('/stop')) {
       // It takes the head and nothing else.
       if (text.includes('\r\n\r\n')) { note(connection, text, text.indexOf('\r\n\r\n') + 4); socket.pause(); }
@@ -87,6 +97,8 @@ function http2(socket) {
   const connection = (seen.connections += 1);
   let bytes = Buffer.alloc(0);
   let greeted = false;
+  // Windows of the connection, of a new stream, and what waits for one: streams with messages left.
+  const windows = { connection: 65535, initial: 65535, streams: [] };
   socket.on('error', () => {});
   socket.on('close', () => seen.ended.push(connection));
   socket.write(frame(4, 0, 0, Buffer.alloc(0)));
@@ -102,13 +114,22 @@ function http2(socket) {
       const [type, flags, stream] = [bytes[3], bytes[4], bytes.readUInt32BE(5) & 0x7fffffff];
       const payload = bytes.subarray(9, 9 + length);
       bytes = bytes.subarray(9 + length);
-      if (type === 4 && !(flags & 1)) socket.write(frame(4, 1, 0, Buffer.alloc(0)));
+      if (type === 4 && !(flags & 1)) {
+        for (let at = 0; at < length; at += 6) if (payload.readUInt16BE(at) === 4) windows.initial = payload.readUInt32BE(at + 2);
+        socket.write(frame(4, 1, 0, Buffer.alloc(0)));
+      }
+      if (type === 8) {
+        const given = payload.readUInt32BE(0);
+        if (stream === 0) windows.connection += given;
+        else for (const one of windows.streams) if (one.stream === stream) one.window += given;
+        send(socket, windows);
+      }
       if (type === 6 && !(flags & 1)) socket.write(frame(6, 1, 0, payload));
       if (type === 3) seen.resets.push(payload.readUInt32BE(0));
       if (type === 0) seen.received += length;
       if (type === 1) {
         seen.requests.push({ connection, stream });
-        play(socket, stream, plans.shift());
+        play(socket, stream, plans.shift(), windows);
       }
     }
   });
@@ -116,7 +137,20 @@ function http2(socket) {
 
 const OK = Buffer.from([0x88]);
 
-function play(socket, stream, plan) {
+// Sends of each stream what the windows allow.
+function send(socket, windows) {
+  for (const one of windows.streams) {
+    const count = Math.min(one.left, Math.floor(Math.min(one.window, windows.connection) / one.size));
+    if (count <= 0) continue;
+    const message = frame(0, 0, one.stream, Buffer.alloc(one.size, 'm'));
+    for (let sent = 0; sent < count; sent += 1000) socket.write(Buffer.concat(Array(Math.min(1000, count - sent)).fill(message)));
+    one.left -= count;
+    one.window -= count * one.size;
+    windows.connection -= count * one.size;
+  }
+}
+
+function play(socket, stream, plan, windows) {
   if (plan === undefined) {
     socket.write(frame(1, 4, stream, OK));
     return void socket.write(frame(0, 1, stream, Buffer.from('ok')));
@@ -124,10 +158,8 @@ function play(socket, stream, plan) {
   if (plan.mute) return;
   if (plan.small !== undefined) {
     socket.write(frame(1, 4, stream, OK));
-    const message = frame(0, 0, stream, Buffer.alloc(plan.size, 'm'));
-    const many = Buffer.concat(Array(1000).fill(message));
-    for (let i = 0; i < plan.small / 1000; i += 1) socket.write(many);
-    return;
+    windows.streams.push({ stream, left: plan.small, size: plan.size, window: windows.initial });
+    return send(socket, windows);
   }
   for (const [type, flags, payload, on] of plan) socket.write(frame(type, flags, on ?? stream, Buffer.from(payload, 'hex')));
 }

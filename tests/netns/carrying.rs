@@ -232,6 +232,11 @@ fn an_application_that_leaves_takes_its_request_with_it() {
             assert!(std::time::Instant::now() < deadline, "{name}: {outcomes:?} {told}");
         };
         assert_eq!(outcomes.len(), before + 1, "{name}");
+        match port {
+            // The server sees it too, by the version that it speaks.
+            RAW_HTTP1 => eventually_seen(&world, |seen| !seen["ended"].as_array().unwrap().is_empty()),
+            _ => eventually_seen(&world, |seen| seen["resets"] == json!([8])),
+        }
         assert!(outcomes.iter().all(|outcome| outcome["result"] == "aborted"), "{name}: {outcomes:?}");
     }
 }
@@ -264,6 +269,30 @@ fn a_reset_goes_across_with_its_code() {
         let told = one(&billing, raw::http2(RAW_HTTP2, &get(&host, "/reset")));
         assert_eq!((&told["statuses"], &told["reset"]), (&json!([200]), &json!(code)), "{told}");
     }
+    // Of a stream of HTTP/2 that goes on over HTTP/1 the connection ends.
+    world.forget_raw().unwrap();
+    let mut case = raw::http2(RAW_HTTP1, &get(&raw::host(RAW_HTTP1), "/silent"));
+    case["reset"] = json!(8);
+    case["data"] = json!("all");
+    one_that_acts(&world, &billing, case, 1);
+    eventually_seen(&world, |seen| !seen["ended"].as_array().unwrap().is_empty());
+    // NO_ERROR (0) in the middle is no end of a message either, from neither side.
+    let ended = json!([[1, 4, OK_BLOCK], [0, 0, "6f6b"], [3, 0, "00000000"]]);
+    world.plan_raw(&json!([ended, ended])).unwrap();
+    let told = one(&billing, raw::http2(RAW_HTTP2, &get(&host, "/reset")));
+    assert_eq!((&told["ended"], &told["reset"]), (&json!(false), &json!(0)), "{told}");
+    let told = one(&billing, raw::http1(RAW_HTTP2, &format!("GET /reset HTTP/1.1\r\nHost: {host}\r\n\r\n")));
+    assert!(!text(&told["bytes"]).ends_with("0\r\n\r\n"), "{told}");
+    world.forget_raw().unwrap();
+    let other = raw::host(RAW_HTTP1);
+    let mut fields = get(&other, "/half");
+    fields[0] = (":method", "POST");
+    let mut case = raw::http2(RAW_HTTP1, &fields);
+    case["open"] = json!(true);
+    case["after"] = json!("\0\0\u{4}\0\0\0\0\0\u{1}half\0\0\u{4}\u{3}\0\0\0\0\u{1}\0\0\0\0");
+    one(&billing, case);
+    eventually_seen(&world, |seen| !seen["ended"].as_array().unwrap().is_empty());
+    assert_eq!(world.raw_seen().unwrap()["requests"], json!([]), "no whole request has come");
     // Of the upstream, before its answer: a cancellation; of gRPC, which has a status for each, all but a refusal; else a
     // bad answer, of which we say more.
     let grpc = [("content-type", "application/grpc"), ("te", "trailers")];
@@ -328,10 +357,11 @@ fn eventually_seen(world: &World, is_so: impl Fn(&Value) -> bool) {
 fn what_a_server_has_not_looked_at_is_sent_once_more() {
     let (world, _server, billing) = started();
     let host = host(RAW_HTTP2);
-    // GOAWAY of a last stream below ours, and a stream that is refused.
+    // GOAWAY of a last stream below ours, without an error and with one, and a stream that is refused.
     let goaway = json!([[7, 0, "0000000000000000", 0]]);
+    let angry = json!([[7, 0, "000000000000000b", 0]]);
     let refused = json!([[3, 0, "00000007"]]);
-    for plan in [&goaway, &refused] {
+    for plan in [&goaway, &angry, &refused] {
         world.forget_raw().unwrap();
         world.plan_raw(&json!([plan])).unwrap();
         let told = one(&billing, raw::http2(RAW_HTTP2, &get(&host, "/again")));
@@ -393,7 +423,7 @@ fn readers_that_stall_harm_no_other_stream_and_cost_little_memory() {
     assert_eq!(told["bytes"], json!([1_000_000, 1_000_000, 1_000_000]), "{told}");
     assert_eq!(told["errors"], json!([]), "{told}");
     assert_eq!(world.raw_seen().unwrap()["connections"], 1, "all on one connection");
-    // Three megabytes wait. A frame at a time they would be thirty times that.
+    // Up to three megabytes wait. A frame at a time they would be thirty times that.
     assert!(most.saturating_sub(before) < 24 * 1024, "{before} KiB before, {most} KiB at most");
 }
 

@@ -33,7 +33,18 @@ fn anonymous(pid: u32) -> u64 {
 }
 
 fn flooded(world: &mut World, floods: &[(&[&str], &str)]) -> Workload {
-    let settings = ["--max-memory-mib", CAP, "--max-resets", "100", "--header-timeout", "5"];
+    let settings = [
+        "--max-memory-mib",
+        CAP,
+        "--max-resets",
+        "100",
+        "--header-timeout",
+        "5",
+        "--body-timeout",
+        "5",
+        "--idle-timeout",
+        "5",
+    ];
     let mut billing = world.billing_with(&settings).unwrap();
     let args = ["--pause-ms", "10"];
     let mut http1 = billing.steady("h1", "/v1/charges/{id}", &args).unwrap();
@@ -49,7 +60,8 @@ fn flooded(world: &mut World, floods: &[(&[&str], &str)]) -> Workload {
     for steady in [http1, http2] {
         let calls = steady.finish().unwrap();
         let tally = tests::workload::tally(&calls);
-        assert!(calls.len() > 50 && calls.iter().all(|made| made.status == 200), "{tally:?}");
+        let others: Vec<_> = calls.iter().filter(|made| made.status != 200).collect();
+        assert!(calls.len() > 50 && others.is_empty(), "{tally:?} {others:?}");
     }
     billing
 }
@@ -67,6 +79,8 @@ fn floods_stay_under_the_cap_while_other_calls_go_on() {
             (&["header", "--count", "100000"], "HTTP/1.1 431"),
             // 64 MiB that the service does not read for a while.
             (&["body", "--count", "1024"], "HTTP/1.1"),
+            // 200 answers of 20 MB, of which nobody takes anything.
+            (&["windowless", "--count", "200"], "given up"),
             (&["heads", "--count", "300"], "HTTP/1.1 408"),
             (&["hellos", "--count", "300"], "closed"),
         ],

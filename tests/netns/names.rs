@@ -197,6 +197,101 @@ fn what_http2_in_the_clear_asks_and_no_policy_covers_goes_on_by_one_connection()
     eventually(SOON, refused);
 }
 
+/// What comes back of what is said to a name's address in the clear, each on a connection of its own.
+fn said(billing: &Workload, name: &str, all: &[String]) -> Vec<String> {
+    let escaped: Vec<String> = all.iter().map(|bytes| bytes.escape_default().to_string()).collect();
+    let (address, mut args) = (address(name), vec!["", "9080"]);
+    args[0] = &address;
+    args.extend(escaped.iter().map(String::as_str));
+    serde_json::from_value(billing.script("say.py", &args).unwrap()).unwrap()
+}
+
+fn asked(host: &str) -> String {
+    format!("GET /v1 HTTP/1.1\r\nHost: {host}:9080\r\n\r\n")
+}
+
+#[test]
+fn a_head_that_can_be_read_in_two_ways_does_not_pass_where_something_is_covered() {
+    let (world, _names, billing) = started("observe");
+    let head = |fields: &str| format!("GET /v1 HTTP/1.1\r\n{fields}\r\n");
+    let host = format!("Host: {PLAIN}:9080\r\n");
+    let cases = [
+        (head(&format!("{host}{host}")), "CS3001"),
+        (head(&format!("Host : {PLAIN}:9080\r\n")), "CS3001"),
+        (head(&format!("{host}X-A: 1\r\n folded\r\n")), "CS3001"),
+        (head("X-A: 1\r\n"), "CS3001"),
+        (head(&host).replace("\r\n", "\n"), "CS3001"),
+        (head(&format!("{host}{}", "X-A: 1\r\n".repeat(101))), "CS3002"),
+        (head(&format!("{host}X-A: {}\r\n", "a".repeat(70_000))), "CS3002"),
+        (
+            head(&format!("Host: {OTHER}:9080\r\n")).replace("/v1", &format!("http://{PLAIN}:9080/v1")),
+            "CS3006",
+        ),
+        (head(&format!("Host: {PLAIN}:9081\r\n")), "CS3006"),
+        (head(&host).replace("GET", "TRACE"), "CS3009"),
+        (head(&format!("{host}Connection: Upgrade\r\nUpgrade: words/1\r\n")), "CS3010"),
+        (head(&host).replace("GET /v1", &format!("CONNECT {PLAIN}:9080")), "CS3010"),
+    ];
+    world.names_seen().unwrap();
+    let all: Vec<String> = cases.iter().map(|(bytes, _)| bytes.clone()).collect();
+    for ((bytes, code), heard) in cases.iter().zip(said(&billing, "insecure", &all)) {
+        assert!(heard.contains(&format!("countersign-code: {code}")), "{bytes}\n{heard}");
+    }
+    assert_eq!(world.names_seen().unwrap(), Vec::<Value>::new());
+}
+
+#[test]
+fn each_request_in_the_clear_is_looked_at_by_itself() {
+    let (world, _names, billing) = started("observe");
+    world.names_seen().unwrap();
+    // One that passes, one that a policy covers, one that passes, on one connection.
+    let mixed = [asked(OTHER), asked(PLAIN), asked(OTHER)].concat();
+    let heard = said(&billing, "other", &[mixed]).remove(0);
+    assert_eq!(heard.matches("HTTP/1.1 200 OK").count(), 3, "{heard}");
+    let seen = world.names_seen().unwrap();
+    let credentials: Vec<_> = seen.iter().map(|request| request["credential"].clone()).collect();
+    assert_eq!(credentials, [false, true, false], "{seen:?}");
+    assert_eq!(seen[0]["from"], seen[2]["from"], "what passes has one connection: {seen:?}");
+    assert_ne!(seen[1]["address"], seen[0]["address"], "what is covered goes to its own: {seen:?}");
+    // What was asked goes on in the form that it had.
+    let forms = [
+        format!("GET http://{OTHER}:9080/v1?a=b HTTP/1.1\r\nHost: {OTHER}:9080\r\nX-MiXed: Kept\r\n\r\n"),
+        "GET /old HTTP/1.0\r\n\r\n".to_owned(),
+        format!(
+            "POST /echo HTTP/1.1\r\nHost: {OTHER}:9080\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nword\r\n0\r\n\r\n"
+        ),
+        format!("CONNECT {OTHER}:443 HTTP/1.1\r\nHost: {OTHER}:443\r\n\r\nword"),
+        format!(
+            "GET /up HTTP/1.1\r\nHost: {OTHER}:9080\r\nConnection: Upgrade\r\nUpgrade: words/1\r\n\r\nword"
+        ),
+    ];
+    let heard = said(&billing, "other", &forms);
+    let seen = world.names_seen().unwrap();
+    let target = |target: &str| seen.iter().find(|request| request["target"] == target).cloned().unwrap();
+    assert!(heard[0].starts_with("HTTP/1.1 200 OK"), "{heard:?}");
+    target(&format!("http://{OTHER}:9080/v1?a=b"));
+    assert!(heard[1].starts_with("HTTP/1.0 200 OK"), "{heard:?}");
+    assert_eq!(target("/old")["host"], format!("{}:9080", address("other")));
+    assert!(heard[2].contains("word"), "{heard:?}");
+    assert!(heard[3].starts_with("HTTP/1.1 200 ") && heard[3].ends_with("\r\n\r\nbegun word"), "{heard:?}");
+    assert!(!heard[3].to_lowercase().contains("content-length"), "{heard:?}");
+    target(&format!("{OTHER}:443"));
+    assert!(heard[4].starts_with("HTTP/1.1 101 ") && heard[4].ends_with("\r\n\r\nbegun word"), "{heard:?}");
+    assert!(heard[4].to_lowercase().contains("upgrade: words/1"), "{heard:?}");
+    // A tunnel through the explicit proxy is to the name that it was asked for, with each of its requests.
+    let tunnel = format!("CONNECT {OTHER}:9080 HTTP/1.1\r\nHost: {OTHER}:9080\r\n\r\n");
+    let told =
+        billing.say_to_explicit(&(tunnel + &asked(OTHER) + &asked(PLAIN)).escape_default().to_string());
+    let told = told.unwrap();
+    assert!(told.contains("\"host\":\"other.demo.test:9080\"") && told.contains("CS3006"), "{told}");
+    // In `enforce` one that is not covered is refused between others.
+    world.cover_names("enforce").unwrap();
+    let refused = || said(&billing, "insecure", &[asked(PLAIN) + &asked(OTHER) + &asked(PLAIN)]).remove(0);
+    eventually(SOON, || refused().contains("countersign-code: CS5005"));
+    let heard = refused();
+    assert_eq!(heard.matches("HTTP/1.1 200 OK").count(), 2, "{heard}");
+}
+
 #[test]
 fn names_are_looked_up_as_the_application_would() {
     let (world, mut names, billing) = started("observe");

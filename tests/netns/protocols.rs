@@ -53,12 +53,18 @@ fn websockets_are_carried_over_either_version_and_between_them() {
 #[test]
 fn what_follows_a_refused_upgrade_is_never_forwarded() {
     let (world, _edge, billing) = started();
-    let told = billing.script("websocket.mjs", &["1", &BOTH.to_string(), "/refused", "eager"]).unwrap();
-    assert_eq!(told["status"], 403, "{told}");
-    let seen = world.edge_seen().unwrap();
-    assert_eq!(seen["raw"], "", "nothing behind the refusal reached the server");
-    // It was read as the next request, which it is not.
-    assert!(text(&told, "bytes").contains("CS3001"), "{told}");
+    // An application of either version, which does not wait, to a server of either.
+    for (application, port) in [("1", BOTH), ("1", ONLY_HTTP2), ("2", BOTH), ("2", ONLY_HTTP2)] {
+        let told =
+            billing.script("websocket.mjs", &[application, &port.to_string(), "/refused", "eager"]).unwrap();
+        assert_eq!(told["status"], 403, "{application} to {port}: {told}");
+        let seen = world.edge_seen().unwrap();
+        assert_eq!(seen["raw"], "", "{application} to {port}: nothing behind the request reached the server");
+        if application == "1" {
+            // It was read as the next request, which it is not.
+            assert!(text(&told, "bytes").contains("CS3001"), "{told}");
+        }
+    }
 }
 
 #[test]

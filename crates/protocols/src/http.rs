@@ -143,6 +143,12 @@ pub fn check_request(parts: &Parts) -> Result<(), Malformed> {
             return Err(Malformed("the request's Transfer-Encoding is something else than chunked"));
         }
     }
+    // RFC 9112 §3.2: a target that is an authority is CONNECT's, and every other one has a path.
+    let is_authority = parts.uri.authority().is_some() && parts.uri.scheme().is_none();
+    let target = parts.uri.path_and_query().map_or("", http::uri::PathAndQuery::as_str);
+    if parts.method != Method::CONNECT && (is_authority || target.starts_with('?')) {
+        return Err(Malformed("the request's target has no path"));
+    }
     let asterisk = parts.uri.path() == "*";
     if asterisk && parts.method != Method::OPTIONS {
         return Err(Malformed("only OPTIONS has the target *"));

@@ -12,7 +12,7 @@ use crate::capture::rules::Other;
 /// The data plane: catches a workload's outbound calls, proves what it is, and puts in a credential made for the call.
 ///
 /// Examples:
-///   countersign-proxy capture install --proxy-uid 1337
+///   countersign-proxy capture install --proxy-uid 14014
 ///   countersign-proxy serve --control https://control:8440 --control-ca ca.pem --evidence-token /var/run/token
 #[derive(Debug, Parser)]
 #[command(name = "countersign-proxy", version, verbatim_doc_comment, propagate_version = true)]

@@ -31,6 +31,8 @@ pub struct Open {
     bytes_down: Cell<u64>,
     still: Still,
     broken_up: Cell<bool>,
+    /// What happens when the request's body has ended too.
+    at_upload_end: RefCell<Option<Box<dyn FnOnce()>>>,
 }
 
 /// Whether something moves, looked at once a tick: reading a clock for each frame would cost more than all of this.
@@ -151,6 +153,11 @@ impl Open {
         self.still.carrying.get()[Direction::Up as usize]
     }
 
+    /// Runs `last` once the request's body, which is being carried, has ended.
+    pub fn at_upload_end(&self, last: impl FnOnce() + 'static) {
+        *self.at_upload_end.borrow_mut() = Some(Box::new(last));
+    }
+
     fn carry(&self, direction: Direction, carrying: bool) {
         let mut both = self.still.carrying.get();
         both[direction as usize] = carrying;
@@ -189,7 +196,8 @@ impl Open {
         }
     }
 
-    fn count(&self, direction: Direction, bytes: usize) {
+    /// Counts bytes of a body that have moved.
+    pub fn count(&self, direction: Direction, bytes: usize) {
         let counter = if direction == Direction::Up { &self.bytes_up } else { &self.bytes_down };
         counter.set(counter.get() + bytes as u64);
         self.still.moved.set(true);
@@ -320,6 +328,11 @@ impl Guarded {
         self.open.carry(self.direction, false);
         if let Some(on_end) = self.on_end.take() {
             on_end(end);
+        }
+        if self.direction == Direction::Up
+            && let Some(last) = self.open.at_upload_end.take()
+        {
+            last();
         }
     }
 }

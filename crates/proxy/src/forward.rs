@@ -1,5 +1,6 @@
 //! Requests that pass in `observe` although their connection is read: those in absolute-form (RFC 9112 §3.2.2) on the
-//! explicit proxy's port outside of tunnels, and those of HTTP/2 in the clear, where the requests alone name a host.
+//! explicit proxy's port outside of tunnels, and those in the clear at a port where a policy covers something, since each
+//! of them names a host.
 //!
 //! What a policy covers is judged and carried like every other request. What none covers passes to the host that it
 //! names, or to where the application dialled: without a credential of ours, with what the application sends, and
@@ -9,16 +10,16 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use http::header::{HeaderName, PROXY_AUTHORIZATION};
+use http::header::{HOST, HeaderName, PROXY_AUTHORIZATION};
 use http::request::Parts;
 use http::uri::Scheme;
-use http::{HeaderMap, Method, Response};
+use http::{HeaderMap, Method, Response, Version};
 use http_body::Body as _;
 use model::audit::{Passed, What};
 use model::destination::HttpVersion;
 use model::{Caller, Code, Failure, HostName, UnixMillis};
 use policy::Snapshot;
-use protocols::http::Host;
+use protocols::http::{Authority, Host};
 use tokio::net::TcpStream;
 
 use crate::bypass;
@@ -30,8 +31,7 @@ use crate::memory::Reserved;
 use crate::policy::{Route, route_http, uncovered};
 use crate::protocol::body::BodyError;
 use crate::protocol::facts::{HTTP_PORT, check_expectation};
-use crate::protocol::{Body, Message};
-use crate::standing;
+use crate::protocol::{Body, Message, tunnel};
 use crate::upstream::once;
 use crate::upstream::send::Awaited;
 use crate::worker::now;
@@ -52,7 +52,7 @@ enum To {
     /// By what it named to the explicit proxy, on a connection of its own.
     Named,
     /// Where the application dialled, on one beside the application's.
-    Dialled(SocketAddr),
+    Dialled,
 }
 
 /// Looks at a request on the explicit proxy's port: who may use it, and whether it passes. `None` if it is to be judged.
@@ -98,22 +98,36 @@ pub fn admit(connection: &Connection, parts: &mut Parts) -> Result<Option<Uncove
     Ok(passes.then_some(Uncovered { host, port, to: To::Named, state, caller, bypass }))
 }
 
-/// Looks at a request of HTTP/2 in the clear, where the requests alone name a host: whether it passes to where the
-/// application dialled. `None` if it is to be judged.
+/// Looks at a request in the clear on a captured connection: whether it passes to where the application dialled. `None` if
+/// it is to be judged.
 pub fn passing(connection: &Connection, parts: &Parts) -> Option<Uncovered> {
-    let original = connection.channel.original.as_ref()?;
-    let in_clear = connection.version == HttpVersion::Http2 && !connection.channel.secure;
-    // A tunnel that has a name was routed by that.
-    if !in_clear || original.name().is_some() {
-        return None;
-    }
-    // What is unclear is told where every request is judged.
-    let host = protocols::http::authority_of(parts, None).ok()?.host;
+    let original = connection.channel.original.as_ref().filter(|_| !connection.channel.secure)?;
+    // What is unclear, or can be read in two ways, is told where every request is judged.
+    protocols::http::check_request(parts).ok()?;
+    check_expectation(&parts.headers).ok()?;
+    let host = host_of(parts, original)?;
     let state = connection.caller.clone()?;
     let (snapshot, caller) = (state.snapshot()?, state.caller()?);
-    let (port, to) = (original.port(), To::Dialled(original.address()?));
     let passes = route_http(&snapshot, name_of(&host), original) == Route::Pass;
-    passes.then_some(Uncovered { host, port, to, state, caller, bypass: None })
+    let port = original.port();
+    passes.then_some(Uncovered { host, port, to: To::Dialled, state, caller, bypass: None })
+}
+
+/// Whom a request in the clear names. One of HTTP/1.0 need not name anybody, and is for where it goes then.
+fn host_of(parts: &Parts, original: &OriginalDestination) -> Option<Host> {
+    let names_nobody = parts.version == Version::HTTP_10
+        && parts.uri.authority().is_none()
+        && !parts.headers.contains_key(HOST);
+    let named = if names_nobody { None } else { Some(protocols::http::authority_of(parts, None).ok()?) };
+    let Some(Authority { host, port }) = named else {
+        let asked = original.name().cloned().map(Host::Name);
+        return asked.or_else(|| original.address().map(|address| Host::Address(address.ip())));
+    };
+    // Who asked for a tunnel said where it goes.
+    let elsewhere = original.is_asked()
+        && (port.is_some_and(|port| port != original.port())
+            || original.name().is_some_and(|asked| name_of(&host) != Some(asked)));
+    (!elsewhere).then_some(host)
 }
 
 const fn name_of(host: &Host) -> Option<&HostName> {
@@ -157,12 +171,19 @@ impl Uncovered {
     ) -> Result<Response<Body>, Failure> {
         let shared = &connection.worker.shared;
         let patience = shared.limits.answer;
-        if let To::Dialled(address) = self.to {
-            let send = async |message, asked: &Asked, open: &Open| {
-                let awaited = Awaited { open, patience, host: &address, interim: &asked.interim };
-                connection.beside.send(async || dialled(connection, address).await, message, awaited).await
+        let dropped = &shared.metrics.trailers_dropped;
+        if let (To::Dialled, Some(original)) = (&self.to, connection.channel.original.as_ref()) {
+            let address = original.address();
+            let send = async |mut message: Box<Message>, asked: &Asked, open: &Open| {
+                name_host(&mut message.parts, original);
+                let dial = async || dialled(connection, original).await;
+                let awaited = Awaited { open, patience, host: original, interim: &asked.interim };
+                match connection.version {
+                    HttpVersion::Http1 => connection.beside.send_http1(dial, message, awaited, dropped).await,
+                    HttpVersion::Http2 => connection.beside.send_http2(dial, message, awaited).await,
+                }
             };
-            return self.carried(connection, (asked, room), message, Some(address), send).await;
+            return self.carried(connection, (asked, room), message, address, send).await;
         }
         let upgrade = message.headers().contains_key(http::header::UPGRADE);
         if message.is_websocket() || upgrade && !is_h2c(message.headers()) {
@@ -170,7 +191,7 @@ impl Uncovered {
         }
         let (stream, address) = self.dial(connection).await?;
         let send = async move |message, asked: &Asked, _: &Open| {
-            once::send(stream, message, &asked.interim, patience, &shared.metrics.trailers_dropped).await
+            once::send(stream, message, &asked.interim, patience, dropped).await
         };
         self.carried(connection, (asked, room), message, address, send).await
     }
@@ -186,11 +207,15 @@ impl Uncovered {
     ) -> Result<Response<Body>, Failure> {
         let worker = &connection.worker;
         // Policy may have changed meanwhile.
-        let judge = self.judge();
+        let judge = self.judge(address.filter(|_| matches!(self.to, To::Dialled)));
         let valid_until = judge(now())?;
         self.record(connection, &asked, address, message.headers());
-        protocols::http::strip_hop_by_hop(&mut message.parts.headers);
-        let open = Rc::new(Open::bounded(worker.shared.limits.body_bytes));
+        let connects = message.parts.method == Method::CONNECT;
+        let is_tunnel = message.asks_for_tunnel();
+        strip_hop_by_hop(&mut message.parts.headers, is_tunnel);
+        // What a tunnel carries is not a body.
+        let open = if is_tunnel { Open::default() } else { Open::bounded(worker.shared.limits.body_bytes) };
+        let open = Rc::new(open);
         open.be_patient(worker.shared.limits.stream);
         let registration = worker.register.enter(open.clone(), valid_until, judge);
         message.body = Guarded::up(message.take_body(), open.clone());
@@ -201,8 +226,9 @@ impl Uncovered {
         worker.shared.metrics.passed();
         asked.answered(worker);
         let (mut parts, body) = response.into_parts();
-        protocols::http::strip_hop_by_hop(&mut parts.headers);
-        parts.version = http::Version::HTTP_11;
+        let agreed = is_tunnel && tunnel::is_agreed(connects, parts.status);
+        strip_hop_by_hop(&mut parts.headers, agreed);
+        parts.version = Version::HTTP_11;
         if body.is_end_stream() {
             return Ok(Response::from_parts(parts, Body::Empty));
         }
@@ -233,13 +259,10 @@ impl Uncovered {
         }
     }
 
-    /// Whether the request may (still) pass.
-    fn judge(&self) -> crate::exchange::Judge {
+    /// Whether the request may (still) pass to where the application dialled.
+    fn judge(&self, dialled: Option<SocketAddr>) -> crate::exchange::Judge {
         let (state, host, port) = (self.state.clone(), self.host.clone(), self.port);
-        let dialled = match self.to {
-            To::Named => None,
-            To::Dialled(address) => Some(address.ip()),
-        };
+        let dialled = dialled.map(|address| address.ip());
         Box::new(move |now| {
             let snapshot = state.snapshot();
             if let Some(bypass) = snapshot.as_deref().and_then(|s| bypass_of(s, &host, port, now)) {
@@ -285,18 +308,38 @@ impl Uncovered {
             worker.shared.metrics.unrecorded();
         }
         for (header, value) in protocols::standing::in_header(headers) {
-            standing::note(worker, &self.state, &self.caller.id, asked.id, header, value);
+            connection.known.note(worker, &self.state, (&self.caller.id, asked.id), (header, value));
         }
     }
 }
 
 /// Connects to where the application dialled, as for what passes untouched.
-async fn dialled(connection: &Connection, address: SocketAddr) -> Result<TcpStream, Failure> {
+async fn dialled(connection: &Connection, original: &OriginalDestination) -> Result<TcpStream, Failure> {
     let dialler = &connection.worker.dialler;
-    if connection.channel.original.as_ref().is_some_and(OriginalDestination::is_asked) {
-        dialler.resolver().check(address, None)?;
+    match (original.address(), original.name()) {
+        (Some(address), _) => {
+            if original.is_asked() {
+                dialler.resolver().check(address, None)?;
+            }
+            dialler.to_address(address).await
+        }
+        (None, Some(name)) => dialler.to_name(name, None, original).await.map(|(stream, _)| stream),
+        (None, None) => Err(Failure::new(Code::NameNotResolved, "there is no address to dial")),
     }
-    dialler.to_address(address).await
+}
+
+fn strip_hop_by_hop(headers: &mut HeaderMap, is_tunnel: bool) {
+    if is_tunnel { tunnel::strip_hop_by_hop(headers) } else { protocols::http::strip_hop_by_hop(headers) }
+}
+
+/// What goes on is HTTP/1.1, which has a Host field; HTTP/1.0 need not (RFC 9112 §3.2).
+fn name_host(parts: &mut Parts, original: &OriginalDestination) {
+    if parts.version == Version::HTTP_10 && !parts.headers.contains_key(HOST) {
+        let named = parts.uri.authority().map_or_else(|| original.to_string(), ToString::to_string);
+        if let Ok(named) = http::HeaderValue::try_from(named) {
+            parts.headers.insert(HOST, named);
+        }
+    }
 }
 
 /// An offer that a server is free to ignore (RFC 9110 §7.8), which ends at this hop.

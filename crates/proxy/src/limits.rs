@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use protocols::http1::head::Bounds;
+
 use crate::config::Settings;
 use crate::upstream::connect::Patience;
 
@@ -63,5 +65,11 @@ impl Limits {
             resets: settings.max_resets,
             memory: settings.max_memory_mib << 20,
         }
+    }
+
+    /// What the head of a request in HTTP/1 may have.
+    #[must_use]
+    pub const fn head_bounds(&self) -> Bounds {
+        Bounds { bytes: self.head_bytes, fields: self.headers }
     }
 }

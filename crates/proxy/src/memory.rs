@@ -72,10 +72,20 @@ impl Budget {
     /// Reserves; `None` if that would be more than the cap, or the process has more already.
     #[must_use]
     pub fn reserve(&self, bytes: usize) -> Option<Reserved> {
+        self.reserve_below(bytes, self.0.cap)
+    }
+
+    /// Reserves what makes carrying faster, but is not needed for it: only while half of the cap is left for what is.
+    #[must_use]
+    pub fn reserve_spare(&self, bytes: usize) -> Option<Reserved> {
+        self.reserve_below(bytes, self.0.cap / 2)
+    }
+
+    fn reserve_below(&self, bytes: usize, most: usize) -> Option<Reserved> {
         if self.is_over() {
             return None;
         }
-        let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= self.0.cap);
+        let fits = |held: usize| held.checked_add(bytes).filter(|sum| *sum <= most);
         let before = self.0.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).ok()?;
         self.0.times.fetch_add(1, Ordering::Relaxed);
         self.show(before + bytes);

@@ -154,6 +154,10 @@ impl WatchedBody for Redacted {
             None => SizeHint::default(),
         }
     }
+
+    fn is_cut(&self) -> bool {
+        self.body.is_cut()
+    }
 }
 
 #[cfg(test)]

@@ -4,8 +4,9 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpSocket, TcpStream, UdpSocket};
 
@@ -27,6 +28,30 @@ pub async fn connect_tcp(address: SocketAddr, options: &SocketOptions) -> io::Re
         socket.set_mark(mark)?;
     }
     TcpSocket::from_std_stream(socket.into()).connect(address).await
+}
+
+/// A peer that has vanished without a word is noticed within about two minutes, so that nobody waits for it for ever.
+const KEEPALIVE: Duration = Duration::from_secs(60);
+const KEEPALIVE_BETWEEN: Duration = Duration::from_secs(15);
+const KEEPALIVE_TIMES: u32 = 4;
+
+/// What was sent and is not acknowledged in this time never will be.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+
+/// Has the kernel look whether the peer of a connection on which nothing moves is still there.
+pub fn keep_alive(stream: &TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
+    let keepalive = keepalive.with_interval(KEEPALIVE_BETWEEN).with_retries(KEEPALIVE_TIMES);
+    // What can't be had is not needed to carry.
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
+
+/// The same for a connection that many requests use, where one that is dead would take all that follow: also what is on
+/// its way must arrive. Not for others, since the kernel counts a peer that is slow to read among the dead (tcp(7),
+/// `TCP_USER_TIMEOUT`; HTTP/2 has windows of its own before that).
+pub fn keep_alive_shared(stream: &TcpStream) {
+    keep_alive(stream);
+    let _ = SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
 }
 
 /// Binds a socket whose datagrams are told from the application's.
@@ -52,6 +77,11 @@ impl<T> Dialled<T> {
     /// Wraps a connection.
     pub const fn new(inner: T) -> Self {
         Self { inner }
+    }
+
+    /// The connection.
+    pub const fn get_ref(&self) -> &T {
+        &self.inner
     }
 }
 

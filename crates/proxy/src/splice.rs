@@ -13,9 +13,11 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice as move_pages};
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
+
+use crate::socket::keep_alive;
 
 /// Bytes that are copied at a time. 64 KiB took about half the CPU of tokio's default of 8 KiB.
 const COPY: usize = 64 << 10;
@@ -28,11 +30,6 @@ const PIPE: usize = 256 << 10;
 
 /// Pipes that a worker keeps for the next who needs one.
 const PIPES_KEPT: usize = 8;
-
-/// A peer that has vanished without a word is noticed within about two minutes, so that nobody waits for it for ever.
-const KEEPALIVE: Duration = Duration::from_secs(60);
-const KEEPALIVE_BETWEEN: Duration = Duration::from_secs(15);
-const KEEPALIVE_TIMES: u32 = 4;
 
 /// Bytes that were carried so far; also when a connection is cut.
 #[derive(Debug, Default)]
@@ -66,9 +63,7 @@ pub async fn splice(
     watch: Option<&dyn Fn(&[u8])>,
 ) -> io::Result<()> {
     for stream in [downstream, upstream] {
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-        let keepalive = keepalive.with_interval(KEEPALIVE_BETWEEN).with_retries(KEEPALIVE_TIMES);
-        let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+        keep_alive(stream);
     }
     let up = async {
         if let Some(watch) = watch {

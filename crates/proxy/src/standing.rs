@@ -13,6 +13,26 @@ use crate::worker::Worker;
 /// Values that are told apart on one connection; later ones are not recorded.
 const KNOWN_MAX: usize = 64;
 
+/// What was recorded of one connection already.
+#[derive(Default)]
+pub struct Known(RefCell<BTreeSet<(String, String)>>);
+
+impl Known {
+    /// Records a credential, unless that was done.
+    pub fn note(
+        &self,
+        worker: &Worker,
+        state: &CallerState,
+        (caller, id): (&SpiffeId, DecisionId),
+        (header, value): (&str, &[u8]),
+    ) {
+        let mut known = self.0.borrow_mut();
+        if known.len() < KNOWN_MAX && known.insert((header.to_owned(), state.fingerprint(value))) {
+            note(worker, state, caller, id, header, value);
+        }
+    }
+}
+
 /// Looks at the requests of a connection that passes in the clear, without holding any of them up. Each credential is
 /// recorded once.
 pub struct Watch<'a> {
@@ -21,25 +41,20 @@ pub struct Watch<'a> {
     caller: SpiffeId,
     id: DecisionId,
     follower: RefCell<Follower>,
-    known: RefCell<BTreeSet<(String, String)>>,
+    known: Known,
 }
 
 impl<'a> Watch<'a> {
     /// Of a connection of this caller; `None` if nobody is attested.
     pub fn new(worker: &'a Worker, state: &'a CallerState, id: DecisionId) -> Option<Self> {
         let caller = state.caller()?.id.clone();
-        Some(Self { worker, state, caller, id, follower: RefCell::default(), known: RefCell::default() })
+        Some(Self { worker, state, caller, id, follower: RefCell::default(), known: Known::default() })
     }
 
     /// Looks at what the application sends.
     pub fn look(&self, bytes: &[u8]) {
         self.follower.borrow_mut().feed(bytes, |header, value| {
-            let mut known = self.known.borrow_mut();
-            let is_new =
-                known.len() < KNOWN_MAX && known.insert((header.to_owned(), self.state.fingerprint(value)));
-            if is_new {
-                note(self.worker, self.state, &self.caller, self.id, header, value);
-            }
+            self.known.note(self.worker, self.state, (&self.caller, self.id), (header, value));
         });
     }
 }

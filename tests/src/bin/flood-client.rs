@@ -56,6 +56,8 @@ enum Kind {
     Bodies,
     /// Answers that are not read.
     Unread,
+    /// Answers of HTTP/2 for which no window is ever given, as many streams of one connection as `--count` says.
+    Windowless,
     /// A head without end.
     Header,
     /// A head of very many fields, over HTTP/2.
@@ -100,6 +102,7 @@ async fn run(settings: Arc<Settings>) -> anyhow::Result<Told> {
         Kind::Idle => each(&settings, idle).await,
         Kind::Bodies => each(&settings, body_in_part).await,
         Kind::Unread => each(&settings, unread).await,
+        Kind::Windowless => each(&settings, windowless).await,
         Kind::Header => each(&settings, endless_header).await,
         Kind::Fields => each(&settings, fields).await,
         Kind::Body => each(&settings, endless_body).await,
@@ -115,8 +118,11 @@ where
     F: Future<Output = anyhow::Result<String>> + Send + 'static,
 {
     let mut running = JoinSet::new();
-    let count =
-        if matches!(settings.kind, Kind::Resets | Kind::Body | Kind::Header) { 1 } else { settings.count };
+    let count = if matches!(settings.kind, Kind::Resets | Kind::Body | Kind::Header | Kind::Windowless) {
+        1
+    } else {
+        settings.count
+    };
     for _ in 0..count {
         running.spawn(one(settings.clone()));
     }
@@ -245,6 +251,28 @@ async fn unread(settings: Arc<Settings>) -> anyhow::Result<String> {
         read += more;
     }
     Ok(format!("{line}, {}", if read < 20_000_000 { "cut" } else { "whole" }))
+}
+
+/// Waits until each of the streams was reset, or the connection ended.
+async fn windowless(settings: Arc<Settings>) -> anyhow::Result<String> {
+    let mut stream = secure(&settings, b"h2").await?;
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
+    // SETTINGS_INITIAL_WINDOW_SIZE (4) is 0.
+    stream.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await?;
+    let block = block(&settings.host, "/v1/charges/large?bytes=20000000");
+    for number in 0..settings.count {
+        let id = u32::try_from(number * 2 + 1)?;
+        stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, &block)).await?;
+    }
+    let mut reset = 0;
+    while reset < settings.count {
+        match next_frame(&mut stream).await {
+            Ok((RST_STREAM, _)) => reset += 1,
+            Ok((GOAWAY, _)) | Err(_) => return Ok(format!("given up, the connection after {reset}")),
+            Ok(_) => {}
+        }
+    }
+    Ok("given up, each by itself".to_owned())
 }
 
 async fn endless_header(settings: Arc<Settings>) -> anyhow::Result<String> {

@@ -35,7 +35,7 @@ pub fn said_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-/// The head of a request to a server, in origin-form or as it is.
+/// The head of a request, with its target in the form that it has (RFC 9112 §3.2).
 pub fn request(
     out: &mut Vec<u8>,
     (method, target): (&Method, &Uri),
@@ -45,10 +45,18 @@ pub fn request(
 ) {
     out.extend_from_slice(method.as_str().as_bytes());
     out.push(b' ');
+    if let Some(scheme) = target.scheme_str() {
+        out.extend_from_slice(scheme.as_bytes());
+        out.extend_from_slice(b"://");
+    }
+    if let Some(authority) = target.authority() {
+        out.extend_from_slice(authority.as_str().as_bytes());
+    }
     match target.path_and_query() {
-        Some(target) if target.as_str().is_empty() => out.push(b'/'),
-        Some(target) => out.extend_from_slice(target.as_str().as_bytes()),
-        None => out.push(b'/'),
+        Some(target) if !target.as_str().is_empty() => out.extend_from_slice(target.as_str().as_bytes()),
+        // CONNECT's target is an authority and nothing else (RFC 9112 §3.2.3).
+        _ if target.scheme().is_none() && target.authority().is_some() => {}
+        _ => out.push(b'/'),
     }
     out.extend_from_slice(b" HTTP/1.1\r\n");
     fields(out, headers, spelling, framing);
@@ -222,9 +230,23 @@ mod tests {
         let asked = (&read.method, &read.target);
         let written =
             |framing| text(|out| request(out, asked, &fields.headers, Some(&fields.spelling), framing));
-        let head = "POST /b?c HTTP/1.1\r\nHOST: a\r\nX-A: 1\r\nx-a: 2\r\n";
+        let head = "POST http://a/b?c HTTP/1.1\r\nHOST: a\r\nX-A: 1\r\nx-a: 2\r\n";
         assert_eq!(written(Framing::Length(3)), format!("{head}Content-length: 3\r\n\r\n"));
         assert_eq!(written(Framing::Chunked), format!("{head}transfer-encoding: chunked\r\n\r\n"));
+    }
+
+    #[test]
+    fn a_target_keeps_its_form() {
+        for (method, target) in [
+            (Method::GET, "/a?b"),
+            (Method::OPTIONS, "*"),
+            (Method::GET, "http://a:81/b?c"),
+            (Method::CONNECT, "a:443"),
+        ] {
+            let (uri, headers) = (target.parse().unwrap(), HeaderMap::new());
+            let written = text(|out| request(out, (&method, &uri), &headers, None, Framing::None));
+            assert_eq!(written, format!("{method} {target} HTTP/1.1\r\n\r\n"));
+        }
     }
 
     #[test]

@@ -29,26 +29,14 @@ pub struct Backlog(Rc<Shared>);
 #[derive(Default)]
 struct Shared {
     read: Cell<usize>,
-    kept: Cell<usize>,
     streams: RefCell<Vec<Weak<RefCell<Waiting>>>>,
 }
 
 impl Backlog {
-    /// Bytes that were taken out of h2 and not yet by their readers.
-    pub fn kept(&self) -> usize {
-        self.0.kept.get()
-    }
-
     /// The receiving half of a stream of this connection, which was polled once already, with this.
     pub fn stream(&self, stream: h2::RecvStream, first: Poll<Option<Result<Bytes, h2::Error>>>) -> Received {
-        let mut waiting = Waiting {
-            stream,
-            whole: VecDeque::new(),
-            small: BytesMut::new(),
-            end: None,
-            is_read: false,
-            shared: self.0.clone(),
-        };
+        let mut waiting =
+            Waiting { stream, whole: VecDeque::new(), small: BytesMut::new(), end: None, is_read: false };
         if let Poll::Ready(first) = first {
             waiting.take(first);
         }
@@ -115,7 +103,6 @@ struct Waiting {
     end: Option<Result<(), h2::Error>>,
     /// Its reader is there and waits for the next frame, of which h2 tells it.
     is_read: bool,
-    shared: Rc<Shared>,
 }
 
 impl Waiting {
@@ -141,7 +128,6 @@ impl Waiting {
     }
 
     fn keep(&mut self, data: Bytes) {
-        self.shared.kept.set(self.shared.kept.get() + data.len());
         if data.len() < SMALL {
             self.small.extend_from_slice(&data);
             return;
@@ -155,23 +141,14 @@ impl Waiting {
     /// The next of what was taken out.
     fn next_kept(&mut self) -> Option<Bytes> {
         let small = &mut self.small;
-        let next = self.whole.pop_front().or_else(|| {
+        self.whole.pop_front().or_else(|| {
             // All of it, so that nothing of the buffer stays.
             (!small.is_empty()).then(|| std::mem::take(small).freeze())
-        })?;
-        self.shared.kept.set(self.shared.kept.get() - next.len());
-        Some(next)
+        })
     }
 
     fn is_empty(&self) -> bool {
         self.whole.is_empty() && self.small.is_empty()
-    }
-}
-
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        let kept = self.small.len() + self.whole.iter().map(Bytes::len).sum::<usize>();
-        self.shared.kept.set(self.shared.kept.get() - kept);
     }
 }
 

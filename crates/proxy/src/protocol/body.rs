@@ -30,10 +30,8 @@ pub trait WatchedBody {
     fn is_end_stream(&self) -> bool;
     /// As [`HttpBody::size_hint`].
     fn size_hint(&self) -> SizeHint;
-    /// Whether it was cut: then whoever can't take more of it need not be waited for.
-    fn is_cut(&self) -> bool {
-        false
-    }
+    /// Whether it was cut: then whoever can't take more of it need not be waited for. What wraps a body answers for it.
+    fn is_cut(&self) -> bool;
 }
 
 /// Why a body ended before its end. Carried to the other side as a reset or a truncated message, never as an end.
@@ -166,11 +164,7 @@ impl Http2Body {
         if !self.data_done {
             match ready!(self.stream.poll_data(cx)) {
                 Some(Ok(data)) => return Poll::Ready(Some(Ok(Frame::data(data)))),
-                // A peer that answered in full may reset with NO_ERROR to say that it needs no more of the request
-                // (RFC 9113 §8.1): not an error of the message.
-                Some(Err(error)) if error.reason() == Some(h2::Reason::NO_ERROR) => {
-                    return Poll::Ready(None);
-                }
+                // Also NO_ERROR: a message that had ended before it (RFC 9113 §8.1) has ended here too, by h2's account.
                 Some(Err(error)) => return Poll::Ready(Some(Err(BodyError::Http2(error)))),
                 None => self.data_done = true,
             }

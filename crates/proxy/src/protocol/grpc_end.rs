@@ -49,4 +49,8 @@ impl WatchedBody for GrpcEnd {
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
     }
+
+    fn is_cut(&self) -> bool {
+        self.body.is_cut()
+    }
 }

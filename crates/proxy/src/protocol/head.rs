@@ -2,31 +2,27 @@
 
 use std::time::Duration;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
+use http::header::HOST;
 use model::HostName;
+use protocols::http::{Host, parse_authority};
+use protocols::http1::head::{self, Bounds, Scan};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-/// Bytes of a head that are read at most to find its host.
-const HEAD_MAX: usize = 64 * 1024;
-
-/// Fields of a head that are looked at; the same number as in stage 3.
-const FIELDS_MAX: usize = 100;
-
-/// Reads on until the head is complete, into `first`; `None` if it names no host that can be judged by, or two.
+/// Reads on until the head is complete, into `first`; `None` if it names no host that can be judged by, or two, or is
+/// not one that stage 3 would read, within the same bounds.
 pub async fn host(
     stream: &mut TcpStream,
     first: &mut BytesMut,
+    bounds: Bounds,
     patience: Duration,
 ) -> Option<(HostName, Option<u16>)> {
     let deadline = tokio::time::Instant::now() + patience;
+    let mut scan = Scan::default();
     loop {
-        let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-        let mut head = httparse::Request::new(&mut fields);
-        match head.parse(first) {
-            Ok(httparse::Status::Complete(_)) => return host_of(&head),
-            Ok(httparse::Status::Partial) if first.len() < HEAD_MAX => {}
-            Ok(httparse::Status::Partial) | Err(_) => return None,
+        if let Some(end) = scan.end(first, bounds).ok()? {
+            return host_of(&Bytes::copy_from_slice(&first[..end]), scan.fields());
         }
         match tokio::time::timeout_at(deadline, stream.read_buf(first)).await {
             Ok(Ok(read)) if read > 0 => {}
@@ -35,19 +31,12 @@ pub async fn host(
     }
 }
 
-/// Whether a whole head has been read, however it is to be understood.
-pub fn is_complete(first: &[u8]) -> bool {
-    let mut fields = [httparse::EMPTY_HEADER; FIELDS_MAX];
-    first.len() >= HEAD_MAX
-        || !matches!(httparse::Request::new(&mut fields).parse(first), Ok(status) if status.is_partial())
-}
-
-fn host_of(head: &httparse::Request<'_, '_>) -> Option<(HostName, Option<u16>)> {
-    let mut hosts = head.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("host"));
-    let value = std::str::from_utf8(hosts.next()?.value).ok()?;
-    if hosts.next().is_some() {
-        return None;
+fn host_of(head: &Bytes, count: usize) -> Option<(HostName, Option<u16>)> {
+    let head = head::request(head, count).ok()?;
+    let mut hosts = head.fields.headers.get_all(HOST).iter();
+    let authority = parse_authority(hosts.next()?.to_str().ok()?).ok()?;
+    match authority.host {
+        Host::Name(name) if hosts.next().is_none() => Some((name, authority.port)),
+        _ => None,
     }
-    let authority: http::uri::Authority = value.trim().parse().ok()?;
-    Some((HostName::new(authority.host()).ok()?, authority.port_u16()))
 }

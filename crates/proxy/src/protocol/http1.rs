@@ -48,13 +48,13 @@ pub async fn serve(connection: Rc<Connection>, io: impl AsyncRead + AsyncWrite +
     // In a set of its own, which polls it only when it was woken.
     let mut ending = Ending { telling: FuturesUnordered::from_iter([told]), told: false };
     loop {
-        let bounds = Bounds { bytes: limits.head_bytes, fields: limits.headers };
-        let request = match served.head(&mut ending, bounds).await {
+        let request = match served.head(&mut ending, limits.head_bounds()).await {
             Next::Request(request) => request,
             Next::Over => break,
             Next::Expired(Expired::Idle) => {
                 // A request that comes just now must not be lost without an answer: it gets none, which says so.
-                let _ = poll_fn(|cx| served.wire.poll_shutdown(cx)).await;
+                let shutdown = poll_fn(|cx| served.wire.poll_shutdown(cx));
+                let _ = tokio::time::timeout(LINGER_TIME, shutdown).await;
                 return;
             }
             Next::Expired(Expired::Head) => {
@@ -205,7 +205,7 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
     }
 
     /// The request that a head begins.
-    fn begin(&self, head: RequestHead) -> Begun {
+    fn begin(&mut self, head: RequestHead) -> Begun {
         let interim = Interim::default();
         let RequestHead { method, target, fields } = head;
         let asked = Asked {
@@ -224,7 +224,11 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
     }
 
     /// The body of a request; it is one piece if all of it is there already.
-    fn body(&self, reader: Reader) -> Body {
+    fn body(&mut self, reader: Reader) -> Body {
+        // Somebody may still hold the body before, all of which was taken: it is told apart from this one.
+        if Rc::strong_count(&self.inward) > 1 {
+            self.inward = Rc::default();
+        }
         let lent = || Body::Watched(Box::new(Lent::new(self.wire.clone(), self.inward.clone())));
         self.inward.begin(reader, &self.wire).map_or_else(lent, Body::whole)
     }
@@ -246,7 +250,8 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
     /// Ready once the application has closed its side, which is cancellation: what is open goes with the connection.
     fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if self.inward.is_read() {
-            // Whoever waits for bytes of the body will see the end.
+            // Whoever waits for bytes of the body will see the end. Once nobody does, it is looked for again.
+            self.inward.await_end(cx);
             return Poll::Pending;
         }
         // What comes while a request is open is of the next one, and is read once.
@@ -277,16 +282,18 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
         agreed: Option<(Uplink, Body)>,
     ) -> Then {
         let (mut parts, body) = response.into_parts();
-        let framing = framing(&mut parts, &body, asked);
+        let becomes_tunnel = agreed.is_some();
+        let framing = if becomes_tunnel { Framing::None } else { framing(&mut parts, &body, asked) };
         let closes = parts.headers.get(http::header::CONNECTION).is_some_and(|value| value == "close");
         // Of a body that nobody takes any more, and that is not all there, nothing can be told from the next request.
         let rest_is_lost = self.inward.is_left() && !self.inward.discard(&self.wire);
-        let keep = asked.persists
-            && !told
-            && !closes
-            && !rest_is_lost
-            && !self.inward.is_broken()
-            && framing != Framing::UntilEnd;
+        let keep = becomes_tunnel
+            || asked.persists
+                && !told
+                && !closes
+                && !rest_is_lost
+                && !self.inward.is_broken()
+                && framing != Framing::UntilEnd;
         let reason = parts.extensions.get::<ReasonPhrase>().map(ReasonPhrase::as_bytes);
         self.wire.put_head(|out| {
             interim.with_answered(|spelling| {
@@ -341,7 +348,7 @@ impl<T: AsyncRead + AsyncWrite + Tcp + Unpin + 'static> Served<T> {
     /// Answers what could not be read; nothing is read after that.
     async fn refuse(&self, connection: &Connection, failure: &Failure) {
         self.wire.put_head(|out| out.extend_from_slice(&refuse(connection, failure)));
-        let _ = poll_fn(|cx| self.wire.poll_flush(cx)).await;
+        let _ = tokio::time::timeout(LINGER_TIME, poll_fn(|cx| self.wire.poll_flush(cx))).await;
     }
 }
 
@@ -361,29 +368,36 @@ fn framing(parts: &mut http::response::Parts, body: &Body, asked: &Asked) -> Fra
     }
 }
 
-/// One request; if it asks for a WebSocket and gets one, with both directions of it.
+/// One request; if it asks for a tunnel and gets one, with both directions of it.
 async fn answer_one(
     connection: &Rc<Connection>,
     mut request: Box<Message>,
     interim: &Interim,
 ) -> (Response<Body>, Option<(Uplink, Body)>) {
-    let Some(key) = websocket::mark_http1(&mut request.parts) else {
-        let takes_trailers = request.version() == Version::HTTP_11;
-        let response = call::exchange(connection, request, interim.clone()).await;
-        let (parts, body) = response.into_parts();
-        let dropped = &connection.worker.shared.metrics.trailers_dropped;
-        let body = trailers::to_http1(body, &parts.headers, takes_trailers, dropped);
-        return (Response::from_parts(parts, body), None);
-    };
-    let (uplink, up) = tunnel::uplink();
-    request.body = up;
+    let key = websocket::mark_http1(&mut request.parts);
+    let asks = key.is_some() || tunnel::mark(&mut request);
+    let uplink = asks.then(|| {
+        let (uplink, up) = tunnel::uplink();
+        request.body = up;
+        uplink
+    });
+    let takes_trailers = request.version() == Version::HTTP_11;
+    let connects = request.parts.method == Method::CONNECT;
     let response = call::exchange(connection, request, interim.clone()).await;
-    if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        return (response, None);
+    let (mut parts, body) = response.into_parts();
+    match uplink {
+        Some(uplink) if tunnel::is_agreed(connects, parts.status) => {
+            if let Some(key) = &key {
+                websocket::agree_http1(&mut parts.headers, key);
+            }
+            (Response::from_parts(parts, Body::Empty), Some((uplink, body)))
+        }
+        _ => {
+            let dropped = &connection.worker.shared.metrics.trailers_dropped;
+            let body = trailers::to_http1(body, &parts.headers, takes_trailers, dropped);
+            (Response::from_parts(parts, body), None)
+        }
     }
-    let (mut parts, down) = response.into_parts();
-    websocket::agree_http1(&mut parts.headers, &key);
-    (Response::from_parts(parts, Body::Empty), Some((uplink, down)))
 }
 
 /// Ends the connection so that the last answer is read: a peer that still sends when we close is answered with a reset,

@@ -25,8 +25,10 @@ use super::{Body, Message};
 use crate::call::{self, Connection};
 use crate::limits::RESETS_WITHIN;
 
-/// Window towards applications for one stream; that of a connection is [`window`]'s.
-const STREAM_WINDOW: u32 = 1 << 20;
+/// Window towards applications for one stream: the protocol's own, a 64th of the best one of a connection ([`window`]),
+/// so that uploads that nobody takes hold none of the others up. They come from the same host, where a round trip is
+/// nothing.
+const STREAM_WINDOW: u32 = window::SMALL;
 
 /// For GOAWAY to reach an application whose connection is ended, and for it to leave.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -164,11 +166,33 @@ async fn stream(
         *response.status_mut() = StatusCode::OK;
         response.headers_mut().remove(header::SEC_WEBSOCKET_ACCEPT);
     }
+    let _untaken = Untaken::of(&connection, response.body());
     if let Err(stopped) = send(response, respond, &interim).await {
         if matches!(stopped, Stopped::Reset(_)) {
             resets.count();
         }
         tracing::debug!(stage = "protocol", ?stopped, "an answer stopped before its end");
+    }
+}
+
+/// A whole answer, for as long as the application has not taken it.
+struct Untaken<'a> {
+    connection: &'a Connection,
+    bytes: usize,
+}
+
+impl<'a> Untaken<'a> {
+    fn of(connection: &'a Connection, body: &Body) -> Option<Self> {
+        let Body::Full(whole) = body else { return None };
+        let bytes = whole.len();
+        connection.untaken.set(connection.untaken.get() + bytes);
+        Some(Self { connection, bytes })
+    }
+}
+
+impl Drop for Untaken<'_> {
+    fn drop(&mut self) {
+        self.connection.untaken.set(self.connection.untaken.get() - self.bytes);
     }
 }
 

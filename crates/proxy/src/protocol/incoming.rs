@@ -74,8 +74,17 @@ impl Inward {
         if self.is_left() {
             return Poll::Ready(());
         }
-        *self.waiting.borrow_mut() = Some(cx.waker().clone());
+        self.await_end(cx);
         Poll::Pending
+    }
+
+    /// Wakes whoever polls once it is over, broken, or given back.
+    pub fn await_end(&self, cx: &mut Context<'_>) {
+        let mut waiting = self.waiting.borrow_mut();
+        match &mut *waiting {
+            Some(waker) => waker.clone_from(cx.waker()),
+            None => *waiting = Some(cx.waker().clone()),
+        }
     }
 
     /// Throws away what of it was read already; says whether that was all.
@@ -177,5 +186,9 @@ impl<T: AsyncRead + Unpin> WatchedBody for Lent<T> {
 
     fn size_hint(&self) -> SizeHint {
         self.inward.size_hint()
+    }
+
+    fn is_cut(&self) -> bool {
+        false
     }
 }

@@ -192,6 +192,10 @@ impl WatchedBody for Expecting {
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
     }
+
+    fn is_cut(&self) -> bool {
+        self.body.is_cut()
+    }
 }
 
 fn register(place: &RefCell<Option<Waker>>, cx: &Context<'_>) {

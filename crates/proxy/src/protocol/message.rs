@@ -4,8 +4,8 @@ use bytes::Bytes;
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, Version};
 
-use super::Body;
 use super::websocket::WebSocket;
+use super::{Body, tunnel};
 
 /// A request of the application. It is boxed once, where it is read, and handed on as that: an async function holds what
 /// it is given twice, and there are many on the way.
@@ -41,6 +41,11 @@ impl Message {
     /// Whether it asks for a WebSocket.
     pub fn is_websocket(&self) -> bool {
         self.parts.extensions.get::<WebSocket>().is_some()
+    }
+
+    /// Whether it asks for a tunnel, a WebSocket or another.
+    pub fn asks_for_tunnel(&self) -> bool {
+        self.is_websocket() || self.parts.extensions.get::<tunnel::Asked>().is_some()
     }
 }
 

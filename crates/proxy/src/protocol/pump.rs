@@ -38,7 +38,7 @@ pub async fn pump(body: &mut Body, sink: &mut SendStream<Bytes>) -> Result<(), S
             }
         };
         match frame.into_data() {
-            Ok(data) => send_data(data, body.is_end_stream(), sink).await?,
+            Ok(data) => send_data(data, body, sink).await?,
             Err(frame) => match frame.into_trailers() {
                 Ok(trailers) => {
                     // Unused reservations would hold the connection's window for nothing.
@@ -68,8 +68,10 @@ fn poll_source(
     Pin::new(body).poll_frame(cx).map(Ok)
 }
 
-/// Sends one chunk, split by what the peer's window takes: what is queued beyond it would be memory without bound.
-async fn send_data(mut data: Bytes, last: bool, sink: &mut SendStream<Bytes>) -> Result<(), Stopped> {
+/// Sends one chunk of `body`, split by what the peer's window takes: what is queued beyond it would be memory without
+/// bound.
+async fn send_data(mut data: Bytes, body: &mut Body, sink: &mut SendStream<Bytes>) -> Result<(), Stopped> {
+    let last = body.is_end_stream();
     if data.is_empty() && last {
         return sink.send_data(data, true).map_err(Stopped::Sink);
     }
@@ -78,7 +80,7 @@ async fn send_data(mut data: Bytes, last: bool, sink: &mut SendStream<Bytes>) ->
         // `poll_capacity` reports increases only, so what is there already is asked for first.
         let mut room = sink.capacity();
         if room == 0 {
-            room = poll_fn(|cx| poll_capacity(sink, cx)).await?;
+            room = poll_fn(|cx| poll_capacity(body, sink, cx)).await?;
         }
         let chunk = data.split_to(room.min(data.len()));
         let end = last && data.is_empty();
@@ -87,7 +89,17 @@ async fn send_data(mut data: Bytes, last: bool, sink: &mut SendStream<Bytes>) ->
     Ok(())
 }
 
-fn poll_capacity(sink: &mut SendStream<Bytes>, cx: &mut Context<'_>) -> Poll<Result<usize, Stopped>> {
+fn poll_capacity(
+    body: &mut Body,
+    sink: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+) -> Poll<Result<usize, Stopped>> {
+    if body.is_cut() {
+        // A peer that takes nothing is not waited for; the body is told that it has ended.
+        let _ = Pin::new(body).poll_frame(cx);
+        sink.send_reset(BodyError::Cut.reason());
+        return Poll::Ready(Err(Stopped::Source(BodyError::Cut)));
+    }
     if let Poll::Ready(reset) = sink.poll_reset(cx) {
         return Poll::Ready(Err(reset.map_or_else(Stopped::Sink, Stopped::Reset)));
     }

@@ -1,24 +1,70 @@
 //! A connection of HTTP/1 that has become a tunnel, as two bodies: so that it is counted, recorded and cut like every
 //! other exchange, and may be HTTP/2 on its other side.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::header::{CONNECTION, CONTENT_LENGTH, HeaderMap, HeaderValue, UPGRADE};
+use http::{Method, StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
+use tokio_util::io::poll_write_buf;
 
-use super::Body;
 use super::body::{BodyError, WatchedBody};
+use super::websocket::has_token;
+use super::{Body, Message};
 
 /// What is read at a time.
 const CHUNK: usize = 16 * 1024;
 
 /// How long one direction may go on after the server has ended the other.
 const LINGER: Duration = Duration::from_secs(10);
+
+/// Marks a request of HTTP/1 that asks for a tunnel other than a WebSocket; kept in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked;
+
+/// Marks a request of HTTP/1 that asks for a tunnel: CONNECT (RFC 9110 §9.3.6), or an Upgrade (§7.8) without a body, to
+/// whatever protocol. An offer of h2c is not taken: a server is free to ignore it.
+pub fn mark(request: &mut Message) -> bool {
+    let asks = request.parts.method == Method::CONNECT || asks_for_upgrade(request);
+    if asks {
+        request.parts.extensions.insert(Asked);
+    }
+    asks
+}
+
+fn asks_for_upgrade(request: &Message) -> bool {
+    let mut upgrades = request.headers().get_all(UPGRADE).iter();
+    let upgrade = (upgrades.next(), upgrades.next());
+    request.version() == Version::HTTP_11
+        && matches!(upgrade, (Some(to), None) if !to.as_bytes().eq_ignore_ascii_case(b"h2c"))
+        && has_token(request.headers(), &CONNECTION, b"upgrade")
+        && request.body.is_end_stream()
+}
+
+/// Whether an answer agrees to the tunnel.
+pub fn is_agreed(connects: bool, status: StatusCode) -> bool {
+    if connects { status.is_success() } else { status == StatusCode::SWITCHING_PROTOCOLS }
+}
+
+/// Strips what ends at this hop, and keeps what asks for a tunnel or agrees to one: that does not pass a hop, but is asked
+/// of the next one too.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    let upgrade = headers.get(UPGRADE).cloned();
+    protocols::http::strip_hop_by_hop(headers);
+    // Of a tunnel nothing is framed (RFC 9110 §9.3.6).
+    headers.remove(CONTENT_LENGTH);
+    if let Some(upgrade) = upgrade {
+        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(UPGRADE, upgrade);
+    }
+}
 
 /// The application's bytes: put in where its connection is read, taken out where the upstream is written.
 pub type Uplink = mpsc::Sender<Bytes>;
@@ -42,6 +88,10 @@ impl WatchedBody for FromApplication {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
+    }
+
+    fn is_cut(&self) -> bool {
+        false
     }
 }
 
@@ -116,6 +166,10 @@ impl<T: AsyncRead + Unpin> WatchedBody for FromUpstream<T> {
     fn size_hint(&self) -> SizeHint {
         SizeHint::default()
     }
+
+    fn is_cut(&self) -> bool {
+        false
+    }
 }
 
 async fn read_chunk(reading: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<Bytes>> {
@@ -124,11 +178,31 @@ async fn read_chunk(reading: &mut (impl AsyncRead + Unpin)) -> io::Result<Option
 }
 
 async fn write_all(writing: &mut (impl AsyncWrite + Unpin), mut body: Body) -> Result<(), BodyError> {
-    while let Some(frame) = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
-        if let Ok(data) = frame?.into_data() {
-            writing.write_all(&data).await.map_err(BodyError::Tunnel)?;
-            writing.flush().await.map_err(BodyError::Tunnel)?;
+    while let Some(frame) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        if let Ok(mut data) = frame?.into_data() {
+            while !data.is_empty() {
+                poll_fn(|cx| {
+                    unless_cut(&mut body, cx, |cx| poll_write_buf(Pin::new(&mut *writing), cx, &mut data))
+                })
+                .await?;
+            }
+            poll_fn(|cx| unless_cut(&mut body, cx, |cx| Pin::new(&mut *writing).poll_flush(cx))).await?;
         }
     }
     Ok(())
+}
+
+/// Goes on with writing what came of a body, unless that is cut: a peer that takes nothing is not waited for.
+fn unless_cut<T>(
+    body: &mut Body,
+    cx: &mut Context<'_>,
+    mut write: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> Poll<Result<T, BodyError>> {
+    let written = write(cx);
+    if written.is_pending() && body.is_cut() {
+        // It is told that it has ended.
+        let _ = Pin::new(body).poll_frame(cx);
+        return Poll::Ready(Err(BodyError::Cut));
+    }
+    written.map_err(BodyError::Tunnel)
 }

@@ -41,7 +41,7 @@ pub fn mark_http2(request: &mut Parts) {
     }
 }
 
-fn has_token(headers: &HeaderMap, name: &http::HeaderName, token: &[u8]) -> bool {
+pub(super) fn has_token(headers: &HeaderMap, name: &http::HeaderName, token: &[u8]) -> bool {
     let tokens = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|b| *b == b','));
     tokens.map(<[u8]>::trim_ascii).any(|value| value.eq_ignore_ascii_case(token))
 }

@@ -47,7 +47,7 @@ impl Window {
         match (uploads.0.get() > 0, &self.reserved) {
             (true, None) => {
                 let (size, reserved) =
-                    LARGER.iter().find_map(|size| Some((*size, budget.reserve(*size as usize)?)))?;
+                    LARGER.iter().find_map(|size| Some((*size, budget.reserve_spare(*size as usize)?)))?;
                 self.reserved = Some(reserved);
                 Some(size)
             }
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_window_is_large_only_while_bodies_come_and_memory_is_there() {
-        let budget = Budget::new(5 << 20, &Registry::new()).unwrap();
+        let budget = Budget::new(10 << 20, &Registry::new()).unwrap();
         let (mut first, mut second) = (Window::default(), Window::default());
         let uploads = Uploads::default();
         assert_eq!(first.change(&uploads, &budget), None);
@@ -78,6 +78,6 @@ mod tests {
         drop(upload);
         assert_eq!(first.change(&uploads, &budget), Some(SMALL));
         assert_eq!(second.change(&uploads, &budget), Some(SMALL));
-        assert!(budget.reserve(5 << 20).is_some());
+        assert!(budget.reserve(10 << 20).is_some());
     }
 }

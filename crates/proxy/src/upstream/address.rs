@@ -27,8 +27,9 @@ fn is_special_v4(v4: Ipv4Addr) -> bool {
         || v4.is_multicast()
         || v4.is_broadcast()
         || v4.octets()[0] == 0
-        // Azure's wire server (Azure documentation, "What is IP address 168.63.129.16?"); Alibaba Cloud's metadata.
-        || [[168, 63, 129, 16], [100, 100, 100, 200]].contains(&v4.octets())
+        // Azure's wire server (Azure documentation, "What is IP address 168.63.129.16?"); Alibaba Cloud's metadata;
+        // Oracle Cloud's. The others of `capture::rules::METADATA` are link-local.
+        || [[168, 63, 129, 16], [100, 100, 100, 200], [192, 0, 0, 192]].contains(&v4.octets())
 }
 
 fn is_metadata_v6(v6: Ipv6Addr) -> bool {
@@ -92,6 +93,8 @@ mod tests {
             "fd20:ce::254",
             "168.63.129.16",
             "100.100.100.200",
+            "192.0.0.192",
+            "::ffff:192.0.0.192",
             "0.0.0.0",
             "::",
             "0.1.2.3",

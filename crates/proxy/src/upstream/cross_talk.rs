@@ -25,6 +25,7 @@ use super::roots::Roots;
 use super::send::Sender;
 use crate::capture::accept::OriginalDestination;
 use crate::exchange::Open;
+use crate::memory::Budget;
 use crate::protocol::interim::Interim;
 use crate::protocol::{Body, Message};
 use crate::socket::SocketOptions;
@@ -102,6 +103,7 @@ struct Proxy {
     pool: Pool,
     dialler: Dialler,
     roots: Roots,
+    memory: Budget,
     dropped: IntCounter,
 }
 
@@ -124,6 +126,7 @@ impl Proxy {
             handshake_patience: Duration::from_secs(5),
             open: &Open::default(),
             answer_patience: Duration::from_secs(30),
+            memory: &self.memory,
             trailers_dropped: &self.dropped,
             interim: &interim,
         };
@@ -183,6 +186,7 @@ async fn interleaved() {
         dialler: Dialler::new(SocketOptions::default(), Arc::default(), Duration::from_secs(5), None)
             .unwrap(),
         roots: Roots::new(rustls::RootCertStore::empty()),
+        memory: Budget::new(64 << 20, &prometheus::Registry::new()).unwrap(),
         dropped: IntCounter::new("dropped", "dropped").unwrap(),
     };
     let (proxy, destinations) = (&proxy, &destinations);

@@ -8,8 +8,9 @@ use model::{Code, Failure};
 
 use super::SendFailure;
 use super::http1_connection::{Http1Connection, NotAnswered};
+use super::http2::Room;
 use super::pool::Origin;
-use super::send::{Fresh, Sender};
+use super::send::{Opened, Sender};
 use crate::protocol::{Body, Message};
 
 impl Sender<'_> {
@@ -26,11 +27,12 @@ impl Sender<'_> {
     }
 
     async fn send_over_new(&self, request: Box<Message>) -> Result<Response<Body>, SendFailure> {
-        match self.open(&[HttpVersion::Http1]).await {
-            Ok(Fresh::Http1(connection)) => self.try_http1(connection, request).await,
+        match self.open(&[HttpVersion::Http1], Room::Small).await {
+            Ok(Opened::Http1(connection)) => self.try_http1(connection, request).await,
             // A plain destination that is declared to speak HTTP/2.
-            Ok(Fresh::Http2(sender)) => self.send_http2(sender, request).await,
-            Err(failure) => Err(SendFailure { failure, unsent: Some(request), untouched: true }),
+            Ok(Opened::Http2(sender)) => self.send_http2(sender.turn(None), request).await,
+            // The other version may be tried; the same address was tried enough.
+            Err(failure) => Err(SendFailure { failure, unsent: Some(request), untouched: false }),
         }
     }
 
@@ -51,7 +53,8 @@ impl Sender<'_> {
         if protocols::http::is_grpc(&request.parts.method, request.headers()) {
             return Err(Failure::new(Code::GrpcNeedsHttp2, "gRPC is carried over HTTP/2 only").into());
         }
-        let sending = connection.send(request, self.interim, self.trailers_dropped, Some(self.origin));
+        let sending =
+            connection.send(request, self.interim, self.trailers_dropped, Some(self.origin.clone()));
         let sending = std::pin::pin!(sending);
         self.awaited().in_time(sending).await?.map_err(SendFailure::from)
     }

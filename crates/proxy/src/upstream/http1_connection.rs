@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Response, StatusCode};
@@ -21,15 +22,17 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::AbortHandle;
 
 use super::failure::{bad_answer, broken_off};
-use super::pool::Origin;
 use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::incoming::Inward;
 use crate::protocol::interim::{Interim, Sent};
 use crate::protocol::wire::{Handle, Outgoing, Stopped, Wire};
-use crate::protocol::{Body, Message, trailers};
+use crate::protocol::{Body, Message, trailers, tunnel};
 
 /// How large the head of an answer may be.
 const BOUNDS: Bounds = Bounds { bytes: 128 << 10, fields: 256 };
+
+/// How long a server may take to hear that an upload has broken off.
+const LINGER: Duration = Duration::from_secs(2);
 
 /// What a connection to an upstream is made of.
 pub trait Io: AsyncRead + AsyncWrite + Unpin {}
@@ -41,12 +44,20 @@ pub struct Http1Connection(Rc<Link>);
 struct Link {
     wire: Rc<Wire<Box<dyn Io>>>,
     answer: Inward,
-    /// Whether it has carried a request before.
+    /// Whether it has rested before, or carried a request: then the server may have ended it meanwhile.
     used: Cell<bool>,
+    /// Whether writing to it has failed.
+    broken: Cell<bool>,
     /// The upload that goes on beside the answer.
     upload: RefCell<Option<AbortHandle>>,
     /// Where the connection goes once both are over; `None` if it ends.
-    goes_to: RefCell<Option<Rc<Origin>>>,
+    goes_to: RefCell<Option<Rc<dyn Home>>>,
+}
+
+/// Where connections rest.
+pub trait Home {
+    /// Takes a connection back, after its answer has been read to the end.
+    fn put_http1(&self, connection: Http1Connection);
 }
 
 impl Drop for Link {
@@ -80,9 +91,15 @@ impl Http1Connection {
             wire: Rc::new(Wire::new(Box::new(io))),
             answer: Inward::default(),
             used: Cell::new(false),
+            broken: Cell::new(false),
             upload: RefCell::default(),
             goes_to: RefCell::default(),
         }))
+    }
+
+    /// It rests from now on.
+    pub fn rests(&self) {
+        self.0.used.set(true);
     }
 
     /// Whether the upstream has ended it, or has said something that nobody asked for; to be looked at between requests.
@@ -90,7 +107,7 @@ impl Http1Connection {
         self.0.poll_over(&mut Context::from_waker(Waker::noop())).is_ready()
     }
 
-    /// Sends a request and brings its answer. The connection goes back to `origin` once the answer has been read to its
+    /// Sends a request and brings its answer. The connection goes back `home` once the answer has been read to its
     /// end, if it can be used again.
     ///
     /// # Errors
@@ -100,16 +117,16 @@ impl Http1Connection {
         request: Box<Message>,
         interim: &Interim,
         dropped: &prometheus::IntCounter,
-        origin: Option<&Rc<Origin>>,
+        home: Option<Rc<dyn Home>>,
     ) -> Result<Response<Body>, NotAnswered> {
         let (head, method, upload) = self.ask(request, interim, dropped).await?;
         if head.status == StatusCode::SWITCHING_PROTOCOLS {
             return Err(bad_answer("the upstream switches protocols, which nobody has asked for").into());
         }
-        Ok(self.0.answered(head, &method, upload, interim, origin))
+        Ok(self.0.answered(head, &method, upload, interim, home))
     }
 
-    /// Sends a request that asks for another protocol, and has no body.
+    /// Sends a request that asks for a tunnel, and has no body.
     ///
     /// # Errors
     /// If there is no answer that can be used.
@@ -120,7 +137,7 @@ impl Http1Connection {
         dropped: &prometheus::IntCounter,
     ) -> Result<Switched, NotAnswered> {
         let (head, method, _) = self.ask(request, interim, dropped).await?;
-        if head.status != StatusCode::SWITCHING_PROTOCOLS {
+        if !tunnel::is_agreed(method == Method::CONNECT, head.status) {
             return Ok(Switched::No(self.0.answered(head, &method, None, interim, None)));
         }
         let first = self.0.wire.with_unread(bytes::BytesMut::split).freeze();
@@ -160,11 +177,11 @@ impl Http1Connection {
     }
 }
 
-/// What came of asking for another protocol.
+/// What came of asking for a tunnel.
 pub enum Switched {
     /// It was refused in an ordinary way.
     No(Response<Body>),
-    /// The server has switched: the head of its answer, what was read behind that, and the connection.
+    /// The server has agreed: the head of its answer, what was read behind that, and the connection.
     Yes(Response<()>, Bytes, Handle<Box<dyn Io>>),
 }
 
@@ -208,7 +225,10 @@ impl Link {
                 *upload = None;
                 match written {
                     Ok(()) => {}
-                    Err(Stopped::Sink(error)) => failed = Some(error),
+                    Err(Stopped::Sink(error)) => {
+                        self.broken.set(true);
+                        failed = Some(error);
+                    }
                     Err(Stopped::Source(_) | Stopped::Length(_)) => {
                         return Poll::Ready(Err(bad_answer("the request's body broke off")));
                     }
@@ -254,7 +274,7 @@ impl Link {
         method: &Method,
         upload: Option<Outgoing>,
         interim: &Interim,
-        origin: Option<&Rc<Origin>>,
+        home: Option<Rc<dyn Home>>,
     ) -> Response<Body> {
         let AnswerHead { status, reason, fields } = head;
         interim.answered(fields.spelling);
@@ -270,8 +290,8 @@ impl Link {
             || status.is_informational()
             || [StatusCode::NO_CONTENT, StatusCode::NOT_MODIFIED].contains(&status);
         let reader = if has_no_body { Reader::EMPTY } else { Reader::of_answer(fields.length) };
-        if fields.persists && !reader.ends_with_connection() {
-            *self.goes_to.borrow_mut() = origin.cloned();
+        if fields.persists && !reader.ends_with_connection() && !self.broken.get() {
+            *self.goes_to.borrow_mut() = home;
         }
         if let Some(upload) = upload {
             self.go_on(upload);
@@ -301,7 +321,8 @@ impl Link {
                 *link.goes_to.borrow_mut() = None;
                 if !matches!(stopped, Stopped::Sink(_)) {
                     // The server must not take it for whole, or wait for the rest.
-                    let _ = poll_fn(|cx| link.wire.poll_shutdown(cx)).await;
+                    let shutdown = poll_fn(|cx| link.wire.poll_shutdown(cx));
+                    let _ = tokio::time::timeout(LINGER, shutdown).await;
                 }
             }
             link.upload.take();
@@ -318,9 +339,9 @@ impl Link {
             return;
         }
         let clean = self.wire.with_unread(|unread| unread.is_empty());
-        if let Some(origin) = self.goes_to.take().filter(|_| clean) {
+        if let Some(home) = self.goes_to.take().filter(|_| clean) {
             self.wire.rest();
-            origin.put_http1(Http1Connection(self));
+            home.put_http1(Http1Connection(self));
         }
     }
 }
@@ -352,6 +373,10 @@ impl WatchedBody for Answer {
     fn size_hint(&self) -> SizeHint {
         self.0.as_ref().map_or_else(|| SizeHint::with_exact(0), |link| link.answer.size_hint())
     }
+
+    fn is_cut(&self) -> bool {
+        false
+    }
 }
 
 impl Drop for Answer {
@@ -373,8 +398,7 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
     use super::*;
-    use crate::protocol::tunnel;
-    use crate::upstream::pool::{OriginKey, Pool};
+    use crate::upstream::pool::{Origin, OriginKey, Pool};
 
     const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
@@ -404,7 +428,7 @@ mod tests {
         origin: &Rc<Origin>,
     ) -> Result<Response<Body>, NotAnswered> {
         let dropped = prometheus::IntCounter::new("dropped", "dropped").unwrap();
-        connection.send(request(body), &Interim::default(), &dropped, Some(origin)).await
+        connection.send(request(body), &Interim::default(), &dropped, Some(origin.clone())).await
     }
 
     /// Reads up to the end of a head, and answers in these pieces.

@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
-use http::{Request, Response, Uri, Version, header};
+use http::{Request, Response, StatusCode, Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use model::destination::HttpVersion;
 use model::{Code, Failure};
@@ -17,25 +17,43 @@ use tokio::task::AbortHandle;
 use super::SendFailure;
 use super::failure::{bad_answer, http2_failure};
 use super::loan::Loan;
-use super::pool::{Http2Sender, Origin, Place};
-use super::send::{Awaited, Fresh, Sender};
+use super::pool::{Http2Sender, Origin, Place, Turn};
+use super::send::{Awaited, Fresh, Opened, Sender};
+use crate::memory::{Budget, Reserved};
 use crate::protocol::backlog::{Backlog, Bursts};
 use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::http2::FRAME_BUDGET;
 use crate::protocol::interim::{Interim, Sent};
 use crate::protocol::message::Spare;
-use crate::protocol::{Body, Message, pump};
+use crate::protocol::{Body, Message, pump, window};
 
-/// HTTP/2 windows towards upstreams, for one stream and for a connection: 64 KiB, the protocol's default, is too small
-/// for bodies.
-const STREAM_WINDOW: u32 = 1 << 20;
-///
-/// Sixteen readers that have stalled with a full window each leave nothing for the others of a connection, so that a
-/// connection with half of that gets no new streams ([`CROWDED`]).
-const CONNECTION_WINDOW: u32 = 16 << 20;
+/// Streams at a time on one connection to an upstream. Its window is as large as all of theirs together, so that readers
+/// that have stalled take nothing from the others.
+pub(super) const STREAMS_MAX: usize = 64;
 
-/// Bytes that wait for readers on a connection beyond which it gets no new streams.
-pub(super) const CROWDED: usize = CONNECTION_WINDOW as usize / 2;
+/// How much of an answer an upstream may send before somebody takes it: the window of each stream of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Room {
+    /// Enough for bodies from far away; reserved for each stream.
+    Large,
+    /// The protocol's own, which is part of what is reserved for a request.
+    Small,
+}
+
+impl Room {
+    const fn window(self) -> u32 {
+        match self {
+            Self::Large => 1 << 20,
+            Self::Small => window::SMALL,
+        }
+    }
+
+    /// What there is memory for.
+    pub fn reserve(memory: &Budget) -> (Self, Option<Reserved>) {
+        let reserved = memory.reserve_spare(Self::Large.window() as usize);
+        (if reserved.is_some() { Self::Large } else { Self::Small }, reserved)
+    }
+}
 
 impl Sender<'_> {
     /// A connection with room for a stream: a kept one, or a new one, which may turn out to be HTTP/1.1.
@@ -43,22 +61,26 @@ impl Sender<'_> {
         if let Some(sender) = self.ready_http2().await {
             return Ok(Fresh::Http2(sender));
         }
-        let _flight = self.origin.dialling.lock().await;
+        let flight = self.origin.flight().await?;
         if let Some(sender) = self.ready_http2().await {
             return Ok(Fresh::Http2(sender));
         }
-        let fresh = self.open(&[HttpVersion::Http2, HttpVersion::Http1]).await?;
-        if let Fresh::Http2(sender) = &fresh {
-            self.origin.add_http2(sender.clone());
+        let (room, reserved) = Room::reserve(self.memory);
+        match flight.landed(self.open(&[HttpVersion::Http2, HttpVersion::Http1], room).await)? {
+            Opened::Http2(sender) => {
+                self.origin.add_http2(sender.clone());
+                Ok(Fresh::Http2(sender.turn(reserved)))
+            }
+            Opened::Http1(connection) => Ok(Fresh::Http1(connection)),
         }
-        Ok(fresh)
     }
 
     /// A kept connection, once it is ready for another stream; those that have ended are forgotten.
-    pub(super) async fn ready_http2(&self) -> Option<Http2Sender> {
+    pub(super) async fn ready_http2(&self) -> Option<Turn> {
+        let (room, reserved) = Room::reserve(self.memory);
         loop {
-            match self.origin.http2()?.ready().await {
-                Ok(sender) => return Some(sender),
+            match self.origin.http2(room)?.ready().await {
+                Ok(sender) => return Some(sender.turn(reserved)),
                 Err(_) => self.origin.forget_ended(),
             }
         }
@@ -66,20 +88,21 @@ impl Sender<'_> {
 
     pub(super) async fn send_http2(
         &self,
-        sender: Http2Sender,
+        turn: Turn,
         mut request: Box<Message>,
     ) -> Result<Response<Body>, SendFailure> {
         to_http2(&mut request.parts, self.origin)?;
-        exchange(sender, request, self.awaited()).await
+        exchange(turn, request, self.awaited()).await
     }
 }
 
-/// One stream of a connection: a request, whose target is absolute, and its answer.
+/// One stream of a connection: a request, whose target is absolute, and its answer. A tunnel that is agreed is a 101
+/// here, whatever the version.
 ///
 /// # Errors
 /// If there is no answer that can be used; with the request, if nothing of it went out.
 pub(super) async fn exchange(
-    sender: Http2Sender,
+    Turn { sender, place }: Turn,
     request: Box<Message>,
     awaited: Awaited<'_>,
 ) -> Result<Response<Body>, SendFailure> {
@@ -101,21 +124,14 @@ pub(super) async fn exchange(
         interim.sent(Sent::Spare(Spare::of(&parts)));
     }
     let head = Request::from_parts(parts, ());
-    let place = sender.place();
     let (mut answer, sink) = sender.sender.send_request(head, ended).map_err(failed)?;
-    let mut outgoing = Outgoing { stream: sink, interim: interim.clone() };
-    let (loan, mut lent) = Loan::new(body);
-    let (upload, outgoing) = if ended {
-        (None, Some(outgoing))
-    } else {
-        let task = tokio::task::spawn_local(async move {
-            match pump::pump(&mut lent, &mut outgoing.stream).await {
-                // The stream can still be reset, for as long as its answer is awaited.
-                Ok(()) => std::future::pending().await,
-                Err(stopped) => tracing::debug!(?stopped, "the request's body stopped before its end"),
-            }
-        });
-        (Some(AbortOnDrop(task.abort_handle())), None)
+    let outgoing = Outgoing { stream: sink, interim: interim.clone() };
+    let (loan, lent) = Loan::new(body);
+    let mut upload = match (ended, is_tunnel) {
+        (true, _) => Upload::Over { _outgoing: outgoing },
+        // What is not agreed yet carries nothing (RFC 8441 §5).
+        (false, true) => Upload::Held(lent, outgoing),
+        (false, false) => Upload::begin(lent, outgoing),
     };
     let mut answer = std::future::poll_fn(|cx| {
         // Before the answer itself, which discards them.
@@ -143,21 +159,25 @@ pub(super) async fn exchange(
         }
     };
     protocols::http::check_answer(answer.headers()).map_err(|e| bad_answer(&e.to_string()))?;
-    Ok(answer.map(|stream| match Body::from_http2(stream, &sender.backlog) {
+    let (mut head, stream) = answer.into_parts();
+    if is_tunnel && head.status.is_success() {
+        head.status = StatusCode::SWITCHING_PROTOCOLS;
+        upload = upload.agreed();
+    }
+    let body = match Body::from_http2(stream, &sender.backlog) {
         // The request may still be on its way after the answer's end, so the upload goes with the body.
-        whole @ (Body::Empty | Body::Full(_)) if upload.is_none() => whole,
-        body => {
-            Body::Watched(Box::new(Http2Answer { body, _upload: upload, _outgoing: outgoing, _place: place }))
-        }
-    }))
+        whole @ (Body::Empty | Body::Full(_)) if !matches!(upload, Upload::Running(_)) => whole,
+        body => Body::Watched(Box::new(Http2Answer { body, _upload: upload, _place: place })),
+    };
+    Ok(Response::from_parts(head, body))
 }
 
 /// A stream above the last that GOAWAY names, or one refused with REFUSED_STREAM, has not been looked at
-/// (RFC 9113 §§6.8, 8.7). h2 gives the former with GOAWAY's own reason, to those streams only.
+/// (RFC 9113 §§6.8, 8.7). The peer's GOAWAY, whatever its reason, is the error of those streams only: what goes on below
+/// them ends with its own frames or with the connection.
 fn failed(error: h2::Error) -> SendFailure {
     let refused = error.reason() == Some(h2::Reason::REFUSED_STREAM);
-    let untouched = error.is_remote()
-        && (refused || (error.is_go_away() && error.reason() == Some(h2::Reason::NO_ERROR)));
+    let untouched = error.is_remote() && (refused || error.is_go_away());
     SendFailure { failure: http2_failure(error), unsent: None, untouched }
 }
 
@@ -170,14 +190,15 @@ fn cancellation(error: &h2::Error, is_grpc: bool) -> Option<h2::Reason> {
     carried.then_some(reason)
 }
 
-/// Begins HTTP/2 on a new connection.
+/// Begins HTTP/2 on a new connection, with this much room for each stream.
 pub(super) async fn start_http2(
     io: impl AsyncRead + AsyncWrite + Unpin + 'static,
+    room: Room,
 ) -> Result<Http2Sender, Failure> {
     let backlog = Backlog::default();
     let (sender, connection) = h2::client::Builder::new()
-        .initial_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .initial_window_size(room.window())
+        .initial_connection_window_size(room.window() * STREAMS_MAX as u32)
         .max_header_list_size(64 * 1024)
         .enable_push(false)
         .data_frame_budget(FRAME_BUDGET)
@@ -196,7 +217,7 @@ pub(super) async fn start_http2(
             tracing::debug!(%error, "upstream connection ended");
         }
     });
-    Ok(Http2Sender::new(sender, backlog))
+    Ok(Http2Sender::new(sender, backlog, room))
 }
 
 /// Scheme and authority in the pseudo-headers, none in Host (RFC 9113 §8.3.1).
@@ -217,8 +238,7 @@ pub(super) fn to_http2(request: &mut Parts, origin: &Origin) -> Result<(), Failu
 /// The body of an HTTP/2 answer, with the upload that may still run beside it.
 struct Http2Answer {
     body: Body,
-    _upload: Option<AbortOnDrop>,
-    _outgoing: Option<Outgoing>,
+    _upload: Upload,
     _place: Place,
 }
 
@@ -233,6 +253,41 @@ impl WatchedBody for Http2Answer {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+
+    fn is_cut(&self) -> bool {
+        self.body.is_cut()
+    }
+}
+
+/// A request's body on its way to the server.
+enum Upload {
+    /// All of it is there. The stream can still be reset, for as long as its answer is awaited.
+    Over { _outgoing: Outgoing },
+    /// Of a tunnel, until the server agrees to it.
+    Held(Body, Outgoing),
+    /// What is there of it is being sent.
+    Running(#[expect(dead_code, reason = "ends the task when it is dropped")] AbortOnDrop),
+}
+
+impl Upload {
+    fn begin(mut body: Body, mut outgoing: Outgoing) -> Self {
+        let task = tokio::task::spawn_local(async move {
+            match pump::pump(&mut body, &mut outgoing.stream).await {
+                // The stream can still be reset, for as long as its answer is awaited.
+                Ok(()) => std::future::pending().await,
+                Err(stopped) => tracing::debug!(?stopped, "the request's body stopped before its end"),
+            }
+        });
+        Self::Running(AbortOnDrop(task.abort_handle()))
+    }
+
+    /// The server has agreed to the tunnel.
+    fn agreed(self) -> Self {
+        match self {
+            Self::Held(body, outgoing) => Self::begin(body, outgoing),
+            other => other,
+        }
     }
 }
 

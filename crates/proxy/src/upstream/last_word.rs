@@ -34,6 +34,11 @@ impl<T> LastWord<T> {
     pub fn new(inner: T) -> Self {
         Self { inner, read_ahead: BytesMut::new(), failed: None, end: None, offered: false, reader: None }
     }
+
+    /// The connection.
+    pub const fn get_ref(&self) -> &T {
+        &self.inner
+    }
 }
 
 impl<T: AsyncRead + Unpin> LastWord<T> {

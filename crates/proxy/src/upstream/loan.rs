@@ -50,4 +50,8 @@ impl WatchedBody for Lent {
     fn size_hint(&self) -> SizeHint {
         self.0.body.borrow().size_hint()
     }
+
+    fn is_cut(&self) -> bool {
+        self.0.body.borrow().is_cut()
+    }
 }

@@ -1,6 +1,10 @@
-//! Requests that no policy covers. Over HTTP/1.1 each has a connection of its own; over HTTP/2 those of one connection of
-//! the application's share one. Such connections are in no pool, so that no covered call can come to use one.
+//! Requests that no policy covers. What is asked of the explicit proxy in HTTP/1.1 has a connection of its own; what is
+//! captured goes on by connections that belong to the application's: one of HTTP/2, or one of HTTP/1.1 after the other.
+//! Such connections are in no pool, so that no covered call can come to use one.
 
+use std::cell::{OnceCell, RefCell};
+use std::pin::pin;
+use std::rc::Rc;
 use std::time::Duration;
 
 use http::Response;
@@ -8,12 +12,12 @@ use model::{Code, Failure};
 use tokio::net::TcpStream;
 
 use super::http1::to_http1;
-use super::http1_connection::Http1Connection;
-use super::http2::{exchange, start_http2};
+use super::http1_connection::{Home, Http1Connection, NotAnswered, Switched};
+use super::http2::{Room, exchange, start_http2};
 use super::last_word::LastWord;
 use super::pool::Http2Sender;
 use super::send::Awaited;
-use super::websocket::{agreed, ask_http2};
+use super::websocket::{ask_http2, carried};
 use crate::protocol::interim::Interim;
 use crate::protocol::{Body, Message};
 
@@ -39,38 +43,92 @@ pub async fn send(
     sent.map_err(late)?.map_err(|not_answered| not_answered.failure)
 }
 
-/// The connection of HTTP/2 in the clear for what one connection of the application's asks where no policy covers it;
-/// it ends with that one.
+/// The connections for what one connection of the application's asks in the clear where no policy covers it; they end
+/// with that one.
 #[derive(Default)]
-pub struct Beside(tokio::sync::Mutex<Option<Http2Sender>>);
+pub struct Beside {
+    /// Between requests.
+    http1: OnceCell<Rc<Resting>>,
+    http2: tokio::sync::Mutex<Option<Http2Sender>>,
+}
+
+#[derive(Default)]
+struct Resting(RefCell<Option<Http1Connection>>);
+
+impl Home for Resting {
+    fn put_http1(&self, connection: Http1Connection) {
+        *self.0.borrow_mut() = Some(connection);
+    }
+}
 
 impl Beside {
-    /// Sends the request, whose target is absolute, and brings the answer's head back. Sends it once more, on a new
-    /// connection, if the server has not looked at it and says so.
+    /// Sends a request of HTTP/1 as it was asked, also in absolute-form or for a tunnel, and brings the answer's head back.
     ///
     /// # Errors
     /// As for dialling; [`Code::UpstreamBadAnswer`] or [`Code::UpstreamTimeout`].
-    pub async fn send(
+    pub async fn send_http1(
+        &self,
+        dial: impl AsyncFn() -> Result<TcpStream, Failure>,
+        mut request: Box<Message>,
+        awaited: Awaited<'_>,
+        dropped: &prometheus::IntCounter,
+    ) -> Result<Response<Body>, Failure> {
+        let fresh = async || Ok(Http1Connection::new(LastWord::new(dial().await?)));
+        let interim = awaited.interim;
+        if request.asks_for_tunnel() {
+            let up = request.take_body();
+            let connection = fresh().await?;
+            let switching = pin!(connection.switch(request, interim, dropped));
+            let switched = awaited.in_time(switching).await?.map_err(|not_answered| not_answered.failure)?;
+            return Ok(match switched {
+                Switched::No(answer) => answer,
+                Switched::Yes(answer, first, io) => carried(answer, first, io, up),
+            });
+        }
+        if request.headers().contains_key(http::header::EXPECT) {
+            request.body = interim.guard(request.take_body());
+        }
+        let home = self.http1.get_or_init(Rc::default);
+        let send = async |connection: Http1Connection, request| {
+            let sending = pin!(connection.send(request, interim, dropped, Some(home.clone())));
+            awaited.in_time(sending).await
+        };
+        let kept = home.0.take();
+        if let Some(kept) = kept {
+            match send(kept, request).await? {
+                Ok(answer) => return Ok(answer),
+                // It was closed meanwhile.
+                Err(NotAnswered { unsent: Some(unsent), .. }) => request = unsent,
+                Err(NotAnswered { failure, .. }) => return Err(failure),
+            }
+        }
+        send(fresh().await?, request).await?.map_err(|not_answered| not_answered.failure)
+    }
+
+    /// Sends a request of HTTP/2, whose target is absolute, and brings the answer's head back. Sends it once more, on a
+    /// new connection, if the server has not looked at it and says so.
+    ///
+    /// # Errors
+    /// As for dialling; [`Code::UpstreamBadAnswer`] or [`Code::UpstreamTimeout`].
+    pub async fn send_http2(
         &self,
         dial: impl AsyncFn() -> Result<TcpStream, Failure>,
         mut request: Box<Message>,
         awaited: Awaited<'_>,
     ) -> Result<Response<Body>, Failure> {
         let sender = self.sender(&dial).await?;
-        let is_tunnel = request.is_websocket();
-        if is_tunnel {
+        if request.is_websocket() {
             ask_http2(&sender, &mut request.parts).await?;
         }
-        let agreed = |answer| if is_tunnel { agreed(answer) } else { answer };
-        let failed = match exchange(sender, request, awaited).await {
-            Ok(answer) => return Ok(agreed(answer)),
+        let failed = match exchange(sender.turn(None), request, awaited).await {
+            Ok(answer) => return Ok(answer),
             Err(failed) => failed,
         };
         match failed.unsent.or_else(|| awaited.interim.take_sent()) {
             Some(unsent) if failed.untouched => {
-                self.0.lock().await.take();
-                let again = exchange(self.sender(&dial).await?, unsent, awaited).await;
-                again.map(agreed).map_err(|failed| failed.failure)
+                self.http2.lock().await.take();
+                let again = exchange(self.sender(&dial).await?.turn(None), unsent, awaited).await;
+                again.map_err(|failed| failed.failure)
             }
             _ => Err(failed.failure),
         }
@@ -81,10 +139,10 @@ impl Beside {
         dial: &impl AsyncFn() -> Result<TcpStream, Failure>,
     ) -> Result<Http2Sender, Failure> {
         // Held while it is dialled, so that many first requests open one connection.
-        let mut kept = self.0.lock().await;
+        let mut kept = self.http2.lock().await;
         match &*kept {
             Some(sender) => Ok(sender.clone()),
-            None => Ok(kept.insert(start_http2(LastWord::new(dial().await?)).await?).clone()),
+            None => Ok(kept.insert(start_http2(LastWord::new(dial().await?), Room::Small).await?).clone()),
         }
     }
 }

@@ -13,11 +13,12 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::uri::Authority;
 use model::destination::{HttpVersion, Resolution};
-use model::{Destination, HostName, SpiffeId, UnixMillis};
+use model::{Destination, Failure, HostName, SpiffeId, UnixMillis};
 
-use super::http1_connection::Http1Connection;
-use super::http2::CROWDED;
+use super::http1_connection::{Home, Http1Connection};
+use super::http2::{Room, STREAMS_MAX};
 use crate::capture::accept::OriginalDestination;
+use crate::memory::Reserved;
 use crate::protocol::backlog::Backlog;
 use crate::svid::Svid;
 
@@ -28,28 +29,44 @@ pub struct Http2Sender {
     pub sender: h2::client::SendRequest<Bytes>,
     /// What waits for readers on it.
     pub backlog: Backlog,
+    /// What each of its streams has.
+    room: Room,
     open: Rc<Cell<usize>>,
+    /// Sweeps since it had a stream.
+    sweeps: Rc<Cell<u8>>,
+}
+
+/// A stream that is to be opened.
+pub struct Turn {
+    /// On this connection.
+    pub sender: Http2Sender,
+    /// What it takes there.
+    pub place: Place,
 }
 
 /// One stream's place on its connection, until it is dropped.
-pub struct Place(Rc<Cell<usize>>);
+pub struct Place {
+    open: Rc<Cell<usize>>,
+    _reserved: Option<Reserved>,
+}
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        self.open.set(self.open.get() - 1);
     }
 }
 
 impl Http2Sender {
     /// A connection without streams.
-    pub fn new(sender: h2::client::SendRequest<Bytes>, backlog: Backlog) -> Self {
-        Self { sender, backlog, open: Rc::default() }
+    pub fn new(sender: h2::client::SendRequest<Bytes>, backlog: Backlog, room: Room) -> Self {
+        Self { sender, backlog, room, open: Rc::default(), sweeps: Rc::default() }
     }
 
-    /// Takes a place for a stream.
-    pub fn place(&self) -> Place {
+    /// The turn of a stream, for which this is reserved.
+    pub fn turn(self, reserved: Option<Reserved>) -> Turn {
         self.open.set(self.open.get() + 1);
-        Place(self.open.clone())
+        let place = Place { open: self.open.clone(), _reserved: reserved };
+        Turn { sender: self, place }
     }
 
     /// Waits until a stream can be opened.
@@ -60,8 +77,14 @@ impl Http2Sender {
         Ok(Self { sender: self.sender.ready().await?, ..self })
     }
 
+    /// Whether it has rested for too long.
+    fn sweep(&self) -> bool {
+        self.sweeps.set(if self.open.get() == 0 { self.sweeps.get() + 1 } else { 0 });
+        self.sweeps.get() >= SHARED_SWEEPS_MAX
+    }
+
     fn has_room(&self) -> bool {
-        self.open.get() < self.sender.current_max_send_streams() && self.backlog.kept() < CROWDED
+        self.open.get() < self.sender.current_max_send_streams().min(STREAMS_MAX)
     }
 }
 
@@ -129,7 +152,33 @@ pub struct Origin {
     speaks_http2: Cell<Option<bool>>,
     refuses_http1: Cell<bool>,
     /// Held while an HTTP/2 connection is dialled, so that many first requests open one connection.
-    pub dialling: tokio::sync::Mutex<()>,
+    dialling: tokio::sync::Mutex<()>,
+    /// How many times that came to an end.
+    flights: Cell<usize>,
+    /// How it failed the last time, if it did.
+    failed: RefCell<Option<Failure>>,
+}
+
+/// The turn to dial, until it is dropped.
+pub struct Flight<'a> {
+    origin: &'a Origin,
+    _turn: tokio::sync::MutexGuard<'a, ()>,
+}
+
+impl Flight<'_> {
+    /// What came of it, which those who have waited for it are told if it failed.
+    ///
+    /// # Errors
+    /// As it failed.
+    pub fn landed<T>(self, dialled: Result<T, Failure>) -> Result<T, Failure> {
+        self.origin.flights.set(self.origin.flights.get() + 1);
+        *self.origin.failed.borrow_mut() = dialled.as_ref().err().map(again);
+        dialled
+    }
+}
+
+fn again(failure: &Failure) -> Failure {
+    Failure::new(failure.code, failure.detail.clone())
 }
 
 struct Idle {
@@ -141,7 +190,7 @@ struct Idle {
 /// Idle HTTP/1 connections kept for one key; more are closed.
 const IDLE_MAX: usize = 256;
 
-/// HTTP/2 connections kept for one key; past this streams wait for their turn.
+/// HTTP/2 connections of one kind kept for one key; past this streams wait for their turn.
 const MULTIPLEXED_MAX: usize = 16;
 
 /// How often [`Pool::sweep`] is to be called.
@@ -150,6 +199,9 @@ pub const SWEEP_EVERY: Duration = Duration::from_secs(10);
 /// Sweeps for which a connection may lie idle, 40 to 50 s: shorter than the 60 s and 75 s at which common servers close
 /// theirs.
 const SWEEPS_MAX: u8 = 5;
+
+/// The same for one of HTTP/2, about five minutes.
+const SHARED_SWEEPS_MAX: u8 = 30;
 
 impl Origin {
     fn new(key: OriginKey, svid: Option<Arc<Svid>>) -> Self {
@@ -162,6 +214,8 @@ impl Origin {
             speaks_http2: Cell::new(None),
             refuses_http1: Cell::new(false),
             dialling: tokio::sync::Mutex::default(),
+            flights: Cell::new(0),
+            failed: RefCell::default(),
         }
     }
 
@@ -171,23 +225,34 @@ impl Origin {
         Some(self.idle.borrow_mut().pop()?.connection)
     }
 
-    /// Gives a connection back after its answer has been read to the end.
-    pub fn put_http1(&self, connection: Http1Connection) {
-        let mut idle = self.idle.borrow_mut();
-        if idle.len() < IDLE_MAX {
-            idle.push(Idle { connection, sweeps: 0 });
+    /// Waits for the turn to dial.
+    ///
+    /// # Errors
+    /// As the one failed that was being dialled: the same address need not fail for each who waits, one after the other.
+    pub async fn flight(&self) -> Result<Flight<'_>, Failure> {
+        let before = self.flights.get();
+        let turn = self.dialling.lock().await;
+        match self.failed.borrow().as_ref().filter(|_| self.flights.get() != before) {
+            Some(failure) => Err(again(failure)),
+            None => Ok(Flight { origin: self, _turn: turn }),
         }
     }
 
-    /// An HTTP/2 connection with room for another stream. With as many as may be opened, the one that has the fewest:
-    /// the stream then waits for its turn.
-    pub fn http2(&self) -> Option<Http2Sender> {
+    /// An HTTP/2 connection that can take another stream, with this much room. With as many as may be opened, the one
+    /// that has the fewest: the stream then waits for its turn.
+    pub fn http2(&self, room: Room) -> Option<Http2Sender> {
         let kept = self.multiplexed.borrow();
-        if let Some(sender) = kept.iter().find(|sender| sender.has_room()) {
+        let such = || kept.iter().filter(|sender| sender.room == room);
+        if let Some(sender) = such().find(|sender| sender.has_room()) {
             return Some(sender.clone());
         }
-        let fewest = kept.iter().min_by_key(|sender| sender.open.get());
-        fewest.filter(|_| kept.len() >= MULTIPLEXED_MAX).cloned()
+        let fewest = such().min_by_key(|sender| sender.open.get());
+        fewest.filter(|_| such().count() >= MULTIPLEXED_MAX).cloned()
+    }
+
+    /// Whether an HTTP/2 connection is kept whose server knows extended CONNECT (RFC 8441).
+    pub fn knows_extended_connect(&self) -> bool {
+        self.multiplexed.borrow().iter().any(|kept| kept.sender.is_extended_connect_protocol_enabled())
     }
 
     /// Keeps a new HTTP/2 connection.
@@ -235,8 +300,19 @@ impl Origin {
             idle.sweeps += 1;
             idle.sweeps < SWEEPS_MAX && !idle.connection.is_closed()
         });
+        self.multiplexed.borrow_mut().retain(|sender| !sender.sweep());
         self.forget_ended();
         self.idle.borrow().is_empty() && self.multiplexed.borrow().is_empty()
+    }
+}
+
+impl Home for Origin {
+    fn put_http1(&self, connection: Http1Connection) {
+        connection.rests();
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < IDLE_MAX {
+            idle.push(Idle { connection, sweeps: 0 });
+        }
     }
 }
 

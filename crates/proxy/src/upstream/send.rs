@@ -14,15 +14,17 @@ use prometheus::IntCounter;
 use super::SendFailure;
 use super::connect::{self, Link};
 use super::dial::Dialler;
-use super::http1_connection::Http1Connection;
-use super::http2::start_http2;
+use super::http1_connection::{Home as _, Http1Connection};
+use super::http2::{Room, start_http2};
 use super::last_word::LastWord;
-use super::pool::{Http2Sender, Origin};
+use super::pool::{Http2Sender, Origin, Turn};
 use super::roots::Roots;
 use crate::capture::accept::OriginalDestination;
 use crate::exchange::Open;
+use crate::memory::Budget;
 use crate::protocol::interim::Interim;
 use crate::protocol::{Body, Message};
+use crate::socket::keep_alive_shared;
 
 /// What sending needs besides the request.
 pub struct Sender<'a> {
@@ -42,6 +44,8 @@ pub struct Sender<'a> {
     pub open: &'a Open,
     /// For the head of the answer.
     pub answer_patience: Duration,
+    /// What a connection may hold.
+    pub memory: &'a Budget,
     /// Counts the fields of trailers that are not carried on.
     pub trailers_dropped: &'a IntCounter,
     /// Where interim answers go.
@@ -75,6 +79,12 @@ impl Awaited<'_> {
 /// A connection that can take a request, by what it speaks.
 pub(super) enum Fresh {
     Http1(Http1Connection),
+    Http2(Turn),
+}
+
+/// A new connection, by what it speaks.
+pub(super) enum Opened {
+    Http1(Http1Connection),
     Http2(Http2Sender),
 }
 
@@ -86,16 +96,16 @@ impl Sender<'_> {
     /// # Errors
     /// As for dialling.
     pub async fn learn(&self) -> Result<HttpVersion, Failure> {
-        let _flight = self.origin.dialling.lock().await;
+        let flight = self.origin.flight().await?;
         if let Some(known) = self.origin.version_for(&BOTH, &[]) {
             return Ok(known);
         }
-        match self.open(&BOTH).await? {
-            Fresh::Http1(sender) => {
+        match flight.landed(self.open(&BOTH, Room::reserve(self.memory).0).await)? {
+            Opened::Http1(sender) => {
                 self.origin.put_http1(sender);
                 Ok(HttpVersion::Http1)
             }
-            Fresh::Http2(sender) => {
+            Opened::Http2(sender) => {
                 self.origin.add_http2(sender);
                 Ok(HttpVersion::Http2)
             }
@@ -128,7 +138,7 @@ impl Sender<'_> {
                 sent => sent,
             },
             _ => match self.ready_http2().await {
-                Some(sender) => self.send_http2(sender, request).await,
+                Some(turn) => self.send_http2(turn, request).await,
                 // Boxed like everything that is not of every request: a request's future is moved as a whole.
                 None => Box::pin(self.send_multiplexed(request)).await,
             },
@@ -137,7 +147,7 @@ impl Sender<'_> {
 
     async fn send_multiplexed(&self, request: Box<Message>) -> Result<Response<Body>, SendFailure> {
         match self.http2().await? {
-            Fresh::Http2(sender) => self.send_http2(sender, request).await,
+            Fresh::Http2(turn) => self.send_http2(turn, request).await,
             Fresh::Http1(sender) => self.send_fresh_http1(sender, request).await,
         }
     }
@@ -152,20 +162,25 @@ impl Sender<'_> {
         Awaited { open, patience: *patience, host: &origin.key.host, interim }
     }
 
-    pub(super) async fn open(&self, offer: &[HttpVersion]) -> Result<Fresh, Failure> {
+    /// Opens a connection; if it is HTTP/2, with this much room for each stream.
+    pub(super) async fn open(&self, offer: &[HttpVersion], room: Room) -> Result<Opened, Failure> {
         // Boxed: dialling is rare, and its state would make every request's future large.
         match Box::pin(self.link(offer)).await? {
             Link::Plain(stream) if self.begins_with_http2(offer) => {
-                start_http2(stream).await.map(Fresh::Http2)
+                keep_alive_shared(stream.get_ref());
+                start_http2(stream, room).await.map(Opened::Http2)
             }
-            Link::Plain(stream) => Ok(Fresh::Http1(Http1Connection::new(stream))),
+            Link::Plain(stream) => Ok(Opened::Http1(Http1Connection::new(stream))),
             Link::Tls(stream, version) => {
                 if offer.contains(&HttpVersion::Http2) {
                     self.origin.learn(version);
                 }
                 match version {
-                    HttpVersion::Http1 => Ok(Fresh::Http1(Http1Connection::new(*stream))),
-                    HttpVersion::Http2 => start_http2(*stream).await.map(Fresh::Http2),
+                    HttpVersion::Http1 => Ok(Opened::Http1(Http1Connection::new(*stream))),
+                    HttpVersion::Http2 => {
+                        keep_alive_shared(stream.get_ref().get_ref().0.get_ref());
+                        start_http2(*stream, room).await.map(Opened::Http2)
+                    }
                 }
             }
         }

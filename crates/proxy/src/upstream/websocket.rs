@@ -6,8 +6,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::Response;
 use http::request::Parts;
-use http::{Response, StatusCode};
 use http_body::{Frame, SizeHint};
 use model::destination::HttpVersion;
 use model::{Code, Failure};
@@ -17,10 +17,11 @@ use super::SendFailure;
 use super::connect::Link;
 use super::failure::bad_answer;
 use super::http1::to_http1;
-use super::http1_connection::{Http1Connection, Switched};
+use super::http1_connection::{Http1Connection, Io, Switched};
 use super::pool::Http2Sender;
 use super::send::{Fresh, Sender};
 use crate::protocol::body::{BodyError, WatchedBody};
+use crate::protocol::wire::Handle;
 use crate::protocol::{Body, Message, tunnel, websocket};
 
 /// How long a new connection may take to say whether it knows extended CONNECT.
@@ -35,11 +36,7 @@ impl Sender<'_> {
         version: HttpVersion,
     ) -> Result<Response<Body>, SendFailure> {
         let over_http2 = self.speaks_only_http2()
-            || (version == HttpVersion::Http2
-                && self
-                    .origin
-                    .http2()
-                    .is_some_and(|kept| kept.sender.is_extended_connect_protocol_enabled()));
+            || (version == HttpVersion::Http2 && self.origin.knows_extended_connect());
         if over_http2 {
             return self.extended_connect(request).await;
         }
@@ -52,11 +49,11 @@ impl Sender<'_> {
     }
 
     async fn extended_connect(&self, mut request: Box<Message>) -> Result<Response<Body>, SendFailure> {
-        let Fresh::Http2(sender) = self.http2().await? else {
+        let Fresh::Http2(turn) = self.http2().await? else {
             return Err(bad_answer("the server's choice of protocol was not offered").into());
         };
-        ask_http2(&sender, &mut request.parts).await?;
-        self.send_http2(sender, request).await.map(agreed)
+        ask_http2(&turn.sender, &mut request.parts).await?;
+        self.send_http2(turn, request).await
     }
 
     async fn upgrade(
@@ -75,12 +72,22 @@ impl Sender<'_> {
         if !websocket::is_agreed(answer.headers(), &expected) {
             return Err(bad_answer("the upstream's handshake is not one of WebSocket").into());
         }
-        let (reading, writing) = tokio::io::split(io);
-        let upload = tokio::task::spawn_local(tunnel::upload(writing, up));
-        let body = tunnel::downlink(first, reading);
-        let kept = Kept { body, _task: Task(upload.abort_handle()) };
-        Ok(answer.map(|()| Body::Watched(Box::new(kept))))
+        Ok(carried(answer, first, io, up))
     }
+}
+
+/// The answer that agrees to a tunnel, whose body is what the server says; what the application says goes up beside it.
+pub(super) fn carried(
+    answer: Response<()>,
+    first: Bytes,
+    io: Handle<Box<dyn Io>>,
+    up: Body,
+) -> Response<Body> {
+    let (reading, writing) = tokio::io::split(io);
+    let upload = tokio::task::spawn_local(tunnel::upload(writing, up));
+    let body = tunnel::downlink(first, reading);
+    let kept = Kept { body, _task: Task(upload.abort_handle()) };
+    answer.map(|()| Body::Watched(Box::new(kept)))
 }
 
 /// Makes a request the extended CONNECT that it stands for.
@@ -94,14 +101,6 @@ pub(super) async fn ask_http2(sender: &Http2Sender, request: &mut Parts) -> Resu
     }
     websocket::ask_http2(request);
     Ok(())
-}
-
-/// A tunnel that was agreed over HTTP/2 is a 101 here, whatever the version.
-pub(super) fn agreed(mut answer: Response<Body>) -> Response<Body> {
-    if answer.status() == StatusCode::OK {
-        *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    }
-    answer
 }
 
 /// Extended CONNECT may be used only after the server's SETTINGS have said so (RFC 8441 §3).
@@ -141,5 +140,9 @@ impl WatchedBody for Kept {
 
     fn size_hint(&self) -> SizeHint {
         http_body::Body::size_hint(&self.body)
+    }
+
+    fn is_cut(&self) -> bool {
+        self.body.is_cut()
     }
 }
