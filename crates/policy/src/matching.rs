@@ -4,7 +4,7 @@
 //! has the path byte for byte as it is sent; one that two readers could take for two things (escapes of `.`, `/`
 //! and `\`, empty or dotted segments, parameters) matches no template, except where everything is allowed. A rule that
 //! forbids has also what its escapes stand for; and a path that two readers could take for two things matches every
-//! template, since one of the readers may be the server.
+//! template whose words are in it, since one of the readers may be the server.
 
 use model::request::{Action, RequestFacts};
 use model::slice::{Effect, Rule};
@@ -43,8 +43,13 @@ pub fn path_matches(effect: Effect, rule: &Rule, request: &RequestFacts) -> bool
     match effect {
         Effect::Permit => templates.any(|template| template_matches(template, path)) && !is_ambiguous(path),
         Effect::Forbid => {
-            templates.any(|template| template_matches(template, path) || unescaped_matches(template, path))
-                || could_be_another(path)
+            let (is_opaque, is_ambiguous) = (is_opaque(path), is_ambiguous(path));
+            is_opaque
+                || templates.any(|template| {
+                    template_matches(template, path)
+                        || unescaped_matches(template, path)
+                        || (is_ambiguous && has_words(template, path))
+                })
         }
     }
 }
@@ -120,7 +125,7 @@ fn segment_fits(want: &str, have: &str) -> bool {
 }
 
 fn unescaped_fits(want: &str, have: &str) -> bool {
-    segment_fits(want, have) || want.bytes().eq(unescaped(have))
+    segment_fits(want, have) || want.bytes().eq(undone(have.bytes()))
 }
 
 fn split(text: &str) -> (&str, Option<&str>) {
@@ -159,13 +164,62 @@ fn has_ambiguous_escape(path: &[u8]) -> bool {
     false
 }
 
-/// Whether somebody could take the path for another one: if it is ambiguous, and by escapes that are harmless to most.
-/// A `?` or `#` ends the path for who parses it once more, and in what is not UTF-8 some find dots and slashes (two
-/// bytes for one of ASCII).
-fn could_be_another(path: &str) -> bool {
-    let has_rare_escape =
-        || unescaped(path).any(|byte| matches!(byte, b'?' | b'#')) || !is_utf8(unescaped(path));
-    is_ambiguous(path) || (path.contains('%') && has_rare_escape())
+/// Whether nobody can say what somebody could take the path for: it has escapes that are none, or that stand for more
+/// escapes than anybody has reason to send; controls, which some leave out; a `?` or `#`, which end the path for who
+/// parses it once more; or what is not UTF-8, in which some find dots and slashes (two bytes for one of ASCII).
+fn is_opaque(path: &str) -> bool {
+    let is_odd = |byte: u8| byte.is_ascii_control() || matches!(byte, b'?' | b'#');
+    let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && !is_odd(byte));
+    if !path.contains('%') {
+        return !is_plain;
+    }
+    let is_escape = |position: usize| escape(&path.as_bytes()[position..]).is_some();
+    !is_plain
+        || !path.match_indices('%').all(|(position, _)| is_escape(position))
+        || read(path).any(is_odd)
+        || !is_utf8(read(path))
+        || undone(read(path)).count() != read(path).count()
+}
+
+/// Whether all words of a template are somewhere in what the path could be read as. Whoever drops, merges or cuts segments
+/// leaves what is within each as it was, so that a path without a template's words is for nobody one that it matches.
+fn has_words(template: &str, path: &str) -> bool {
+    let is_there = |word: &str| {
+        let mut rest = read(path);
+        loop {
+            // What is left may be shorter than the word.
+            let mut here = rest.clone();
+            if word.bytes().all(|byte| here.next() == Some(byte)) {
+                return true;
+            }
+            if rest.next().is_none() {
+                return false;
+            }
+        }
+    };
+    let words = template.split('/').filter(|segment| !matches!(*segment, "" | "*" | "**"));
+    words.into_iter().all(is_there)
+}
+
+/// A path's bytes, its escapes undone three times: one more than by a server behind a proxy that undoes them too.
+fn read(path: &str) -> impl Iterator<Item = u8> + Clone {
+    undone(undone(undone(path.bytes())))
+}
+
+/// Bytes, each escape undone once; a percent sign that begins none stays.
+fn undone(mut bytes: impl Iterator<Item = u8> + Clone) -> impl Iterator<Item = u8> + Clone {
+    std::iter::from_fn(move || {
+        let first = bytes.next()?;
+        let mut ahead = bytes.clone();
+        if first == b'%'
+            && let (Some(high), Some(low)) = (ahead.next(), ahead.next())
+            && let Some(byte) = escape(&[b'%', high, low])
+        {
+            bytes = ahead;
+            return Some(byte);
+        }
+        Some(first)
+    })
 }
 
 /// The byte that the escape stands for with which a text begins.
@@ -173,20 +227,6 @@ fn escape(text: &[u8]) -> Option<u8> {
     let [b'%', high, low, ..] = text else { return None };
     let digit = |byte: u8| char::from(byte).to_digit(16);
     u8::try_from(digit(*high)? * 16 + digit(*low)?).ok()
-}
-
-/// A text's bytes, each escape undone once; a percent sign that begins none stays.
-fn unescaped(text: &str) -> impl Iterator<Item = u8> {
-    let mut rest = text.as_bytes();
-    std::iter::from_fn(move || {
-        let (first, after) = rest.split_first()?;
-        let (byte, next) = match escape(rest) {
-            Some(byte) => (byte, &rest[3..]),
-            None => (*first, after),
-        };
-        rest = next;
-        Some(byte)
-    })
 }
 
 fn is_utf8(mut bytes: impl Iterator<Item = u8>) -> bool {
@@ -297,15 +337,38 @@ mod tests {
             assert!(is_ambiguous(path), "{path}");
             assert!(!permits(&narrow, &request("GET", path)), "{path}");
             assert!(permits(&everything, &request("GET", path)), "{path}");
-            for rule in [&narrow, &everything, &elsewhere] {
-                assert!(forbids(rule, &request("GET", path)), "{path}");
-            }
+            assert!(forbids(&everything, &request("GET", path)), "{path}");
+            // Of what is not opaque, where its words are.
+            let has = |word: &str| is_opaque(path) || path.contains(word);
+            assert_eq!(forbids(&narrow, &request("GET", path)), has("v1"), "{path}");
+            assert_eq!(forbids(&elsewhere, &request("GET", path)), has("admin"), "{path}");
         }
         for path in ["/v1/a%20b", "/v1/a+b", "/v1/a:b", "/v1/%C3%A4", "/v1/a/", "/v1/.well-known", "/v1/..."]
         {
             assert!(permits(&narrow, &request("GET", path)), "{path}");
             assert!(forbids(&narrow, &request("GET", path)), "{path}");
             assert!(!forbids(&elsewhere, &request("GET", path)), "{path}");
+        }
+    }
+
+    #[test]
+    fn what_forbids_does_not_stand_in_the_way_of_what_nobody_takes_for_it() {
+        let admin = rule(&[], &["/admin/**", "/*/keys"]);
+        for path in
+            ["/@scope%2fname", "/group%2Fproject/issues", "/a//b", "/a/../b", "/a;x=1", "*", "/100%25"]
+        {
+            assert!(is_ambiguous(path) && !forbids(&admin, &request("GET", path)), "{path}");
+        }
+        for path in [
+            "/x%2f..%2fadmin",
+            "/%252561dmin/..",
+            "/a/../%61dm%69n",
+            "/x//keys",
+            "/a;/admin",
+            "/a\\keys",
+            "/%2525252e/a",
+        ] {
+            assert!(is_ambiguous(path) && forbids(&admin, &request("GET", path)), "{path}");
         }
     }
 
@@ -400,7 +463,7 @@ mod tests {
         #[test]
         fn never_panics_and_everything_matches(template in "/[a-z*/]{0,20}", path in ".{0,30}") {
             let _ = template_matches(&template, &path);
-            let _ = (is_ambiguous(&path), could_be_another(&path), unescaped_matches(&template, &path));
+            let _ = (is_ambiguous(&path), is_opaque(&path), unescaped_matches(&template, &path));
             let slashed = format!("/{path}");
             prop_assert!(template_matches("/**", &slashed));
         }
