@@ -21,7 +21,7 @@ tools:
 
 test-clients: build ## The real clients, every one that can be installed here
 	tests/clients/setup all
-	.ci/summary cargo test -p tests --test netns -- clients:: dialects::
+	.ci/summary cargo test -p tests --test netns -- clients:: dialects:: trust::
 
 retries: ## Which client asks again after which status, how often and for how long
 	tests/clients/setup all

@@ -72,6 +72,14 @@ impl Stage {
         measure::pin(self.our_pid()?, PROXY_CPU)
     }
 
+    /// Our proxy anew, with nothing left of what it has carried.
+    pub(crate) fn restart_ours(&mut self) -> anyhow::Result<()> {
+        let proxy = self.ours.proxy();
+        proxy.restart_with(|_| ())?;
+        proxy.wait_until_ready()?;
+        measure::pin(self.our_pid()?, PROXY_CPU)
+    }
+
     pub(crate) fn our_pid(&mut self) -> anyhow::Result<u32> {
         self.ours.proxy().process().pid().context("the proxy has ended")
     }

@@ -45,6 +45,11 @@ function answer(request, response) {
         return void (request.method === 'POST' ? request.once('data', refuse) : refuse());
       }
       return void response.end('second time');
+    case '/denied':
+      // The first time with what came, which a service should not do; then not at all.
+      if (refused.has(url.search)) return void (response.stream?.session ?? request.socket).destroy();
+      refused.add(url.search);
+      return void response.writeHead(401, { 'content-type': 'text/plain' }).end(`not ${request.headers.authorization}`);
     case '/hold':
       return void setTimeout(() => response.end('held'), pause);
     case '/events':

@@ -211,14 +211,18 @@ fn an_application_that_leaves_takes_its_request_with_it() {
         raw::host(RAW_HTTP2),
         "x".repeat(110_000)
     );
-    world.plan_raw(&json!([{ "mute": true }])).unwrap();
-    for (name, port, bytes) in [
-        ("alone", RAW_HTTP1, silent.clone()),
-        ("with another behind it", RAW_HTTP1, silent.repeat(2)),
-        ("sending", RAW_HTTP2, upload),
+    // What comes of the rest of a body at the last moment.
+    let slow =
+        format!("POST /silent HTTP/1.1\r\nHost: {}\r\nContent-Length: 4\r\n\r\nha", raw::host(RAW_HTTP2));
+    for (name, port, bytes, after) in [
+        ("alone", RAW_HTTP1, silent.clone(), None),
+        ("with another behind it", RAW_HTTP1, silent.repeat(2), None),
+        ("sending", RAW_HTTP2, upload, None),
+        ("having sent", RAW_HTTP2, slow, Some("lf")),
     ] {
+        world.plan_raw(&json!([{ "mute": true }])).unwrap();
         let before = crate::events(&world, "outcome").len();
-        let case = json!({ "port": port, "bytes": bytes, "fin": true, "quiet": 3000 });
+        let case = json!({ "port": port, "bytes": bytes, "after": after, "fin": true, "quiet": 3000 });
         world.forget_raw().unwrap();
         let told = one_that_acts(&world, &billing, case, 1);
         assert_eq!(told["bytes"], "", "{name}: {told}");

@@ -16,6 +16,32 @@ fn text<'a>(value: &'a Value, field: &str) -> &'a str {
 }
 
 #[test]
+fn what_a_ci_run_calls_with_is_installed() {
+    let clients = Clients::installed().unwrap();
+    for name in [
+        "requests",
+        "httpx",
+        "aiohttp",
+        "websockets",
+        "grpcio",
+        "boto3",
+        "awscli",
+        "node",
+        "npm",
+        "ws",
+        "grpc-js",
+    ] {
+        assert!(clients.has(name), "{name} is not installed: tests/clients/setup says why");
+    }
+    for name in ["go", "grpc-go", "java"] {
+        assert!(
+            !clients.are_all() || clients.has(name),
+            "{name} is not installed: tests/clients/setup all says why"
+        );
+    }
+}
+
+#[test]
 fn http_clients_get_post_and_stream_over_either_version() {
     let mut world = World::started(Egress::Enforce).unwrap();
     let clients = Clients::installed().unwrap();

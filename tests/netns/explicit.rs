@@ -83,6 +83,12 @@ fn a_tunnel_that_can_not_be_is_refused_in_the_clear() {
         let said = billing.say_to_explicit(malformed).unwrap();
         assert!(said.starts_with("HTTP/1.1 400 ") && said.contains("CS3001"), "{said}");
     }
+    // A CONNECT whose own Host field names another service, or another port of the same.
+    for host in ["covered.demo.test:9443", "other.demo.test:9444"] {
+        let connect = format!("CONNECT other.demo.test:9443 HTTP/1.1\\r\\nHost: {host}\\r\\n\\r\\n");
+        let said = billing.say_to_explicit(&connect).unwrap();
+        assert!(said.starts_with("HTTP/1.1 421 ") && said.contains("CS3006"), "{said}");
+    }
     world.cover_names("enforce").unwrap();
     let url = url("https", OTHER, 9443);
     billing

@@ -99,6 +99,13 @@ fn header_fields_and_bytes_are_bounded_on_both_versions() {
 }
 
 #[test]
+fn more_streams_than_there_may_be_are_refused_one_by_one() {
+    let (_world, billing) = started(&["--max-streams", "5"]);
+    let became = billing.flood(&["streams", "--count", "8"]).unwrap();
+    assert_eq!(became.get("3 were refused"), Some(&1), "{became:?}");
+}
+
+#[test]
 fn what_memory_there_is_not_is_refused_and_comes_back() {
     // What a proxy of a debug build has by itself is below this; 512 connections of 32 KiB are not.
     let (_world, mut billing) = started(&["--max-memory-mib", "16", "--header-timeout", "15"]);

@@ -330,6 +330,61 @@ fn names_are_looked_up_as_the_application_would() {
     assert!(credential);
 }
 
+/// Drops what a rule of nftables matches on its way out of the workload.
+fn drop_out(billing: &Workload, what: &str) {
+    let rules = format!(
+        "table inet hole {{\nchain output {{\ntype filter hook output priority 0;\n{what} drop\n}}\n}}"
+    );
+    let output =
+        billing.sandbox().command(billing.place(), As::Root, "nft").arg(&rules).output(SOON).unwrap();
+    assert!(output.success(), "{output:?}");
+}
+
+#[test]
+fn a_destination_that_swallows_connections_costs_all_who_wait_one_time_out() {
+    let mut world = World::started(Egress::Observe).unwrap();
+    let _names = world.start_names("observe").unwrap();
+    let billing = world.billing_with(&["--connect-timeout", "2"]).unwrap();
+    drop_out(&billing, "ip daddr 10.77.0.40");
+    drop_out(&billing, "ip6 daddr fd77::28");
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        let calls: Vec<_> = (0..8)
+            .map(|_| {
+                scope.spawn(|| billing.curl(&format!("https://{COVERED}:9443/v1")).http2().send().unwrap())
+            })
+            .collect();
+        for call in calls {
+            let answer = call.join().unwrap();
+            assert_eq!((answer.status, answer.code()), (504, "CS8004"), "{answer:?}");
+        }
+    });
+    // Once before the application is offered a version, once for its request; each by two addresses, in turns.
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_shared_connection_that_is_dead_is_given_up() {
+    let (world, _names, billing) = started("observe");
+    let call = |patience: u64| {
+        let call = billing.curl(&format!("https://{COVERED}:9443/v1")).http2();
+        call.within(Duration::from_secs(patience)).send().unwrap()
+    };
+    assert_eq!(call(20).status, 200);
+    let seen = world.names_seen().unwrap();
+    drop_out(&billing, &format!("tcp sport {}", seen[0]["from"]));
+    let begun = Instant::now();
+    let dead = call(60);
+    assert!(
+        dead.status >= 500 && begun.elapsed() < Duration::from_secs(50),
+        "{dead:?} {:?}",
+        begun.elapsed()
+    );
+    let next = Instant::now();
+    assert_eq!(call(20).status, 200);
+    assert!(next.elapsed() < Duration::from_secs(10), "{:?}", next.elapsed());
+}
+
 #[test]
 fn a_family_that_leads_nowhere_costs_no_more_than_its_head_start() {
     let (_world, _names, mut billing) = started("observe");

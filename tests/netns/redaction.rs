@@ -60,6 +60,23 @@ fn a_credential_that_is_sent_back_is_masked_wherever_it_stands() {
 }
 
 #[test]
+fn a_refused_credential_is_masked_too_when_there_is_no_second_answer() {
+    let mut world = World::started(Egress::Enforce).unwrap();
+    let _edge = world.start_edge().unwrap();
+    let destination = "apiVersion: countersign.dev/v1alpha1\nkind: Destination\nmetadata: { name: edge, namespace: payments }\n\
+        spec: { hosts: [edge.demo.test], ports: [8446, 8447, 8448, 8449], redact: true }\n";
+    world.apply(destination).unwrap();
+    let billing = world.billing().unwrap();
+    for version in ["--http1.1", "--http2"] {
+        let call = || billing.edge(8446, &format!("/denied?{version}")).args([version]);
+        let answer = call().send().unwrap();
+        assert_eq!(answer.status, 401, "{answer:?}");
+        let text = answer.text();
+        assert!(text.starts_with("not Bearer ") && text.contains("****") && !text.contains("ey"), "{text}");
+    }
+}
+
+#[test]
 fn what_can_t_be_searched_is_refused() {
     let (world, billing) = started(true);
     for version in ["--http1.1", "--http2"] {

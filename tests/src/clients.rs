@@ -60,6 +60,12 @@ impl Clients {
         Ok(Self { versions: list.lines().filter_map(pair).collect() })
     }
 
+    /// Whether every client was installed that can be, and not those of a CI run alone.
+    #[must_use]
+    pub fn are_all(&self) -> bool {
+        self.versions.get("set").is_some_and(|set| set == "all")
+    }
+
     /// Whether a client is there; says so if it is not, since its part of a test is left out then.
     #[must_use]
     #[allow(clippy::print_stderr, reason = "what is not tested is told")]

@@ -58,6 +58,8 @@ enum Kind {
     Unread,
     /// Answers of HTTP/2 for which no window is ever given, as many streams of one connection as `--count` says.
     Windowless,
+    /// More HTTP/2 streams at a time than there may be.
+    Streams,
     /// A head without end.
     Header,
     /// A head of very many fields, over HTTP/2.
@@ -103,6 +105,7 @@ async fn run(settings: Arc<Settings>) -> anyhow::Result<Told> {
         Kind::Bodies => each(&settings, body_in_part).await,
         Kind::Unread => each(&settings, unread).await,
         Kind::Windowless => each(&settings, windowless).await,
+        Kind::Streams => each(&settings, streams).await,
         Kind::Header => each(&settings, endless_header).await,
         Kind::Fields => each(&settings, fields).await,
         Kind::Body => each(&settings, endless_body).await,
@@ -118,7 +121,10 @@ where
     F: Future<Output = anyhow::Result<String>> + Send + 'static,
 {
     let mut running = JoinSet::new();
-    let count = if matches!(settings.kind, Kind::Resets | Kind::Body | Kind::Header | Kind::Windowless) {
+    let count = if matches!(
+        settings.kind,
+        Kind::Resets | Kind::Body | Kind::Header | Kind::Windowless | Kind::Streams
+    ) {
         1
     } else {
         settings.count
@@ -251,6 +257,27 @@ async fn unread(settings: Arc<Settings>) -> anyhow::Result<String> {
         read += more;
     }
     Ok(format!("{line}, {}", if read < 20_000_000 { "cut" } else { "whole" }))
+}
+
+/// Opens all streams at once, and says how many were refused.
+async fn streams(settings: Arc<Settings>) -> anyhow::Result<String> {
+    let mut stream = http2(&settings).await?;
+    let block = block(&settings.host, "/v1/charges/slow?ms=1000");
+    for number in 0..settings.count {
+        let id = u32::try_from(number * 2 + 1)?;
+        stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, &block)).await?;
+    }
+    let (mut refused, mut answered) = (0, 0);
+    while refused + answered < settings.count {
+        match next_frame(&mut stream).await? {
+            // REFUSED_STREAM
+            (RST_STREAM, code) if code == 7_u32.to_be_bytes() => refused += 1,
+            (HEADERS, _) => answered += 1,
+            (GOAWAY, why) => bail!("GOAWAY {why:?}"),
+            _ => {}
+        }
+    }
+    Ok(format!("{refused} were refused"))
 }
 
 /// Waits until each of the streams was reset, or the connection ended.

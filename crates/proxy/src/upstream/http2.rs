@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::request::Parts;
@@ -30,6 +31,24 @@ use crate::protocol::{Body, Message, pump, window};
 /// Streams at a time on one connection to an upstream. Its window is as large as all of theirs together, so that readers
 /// that have stalled take nothing from the others.
 pub(super) const STREAMS_MAX: usize = 64;
+
+/// What h2 takes for the server's limit of streams until its SETTINGS have come: no server's own.
+pub(super) const UNSETTLED: usize = 1_000_003;
+
+/// How long a new connection may take to say how many streams it takes, and whether it knows extended CONNECT.
+const SETTINGS: Duration = Duration::from_secs(1);
+
+/// Waits until a connection's SETTINGS have come and say so, as long as they may take.
+pub(super) async fn settled(is_so: impl Fn() -> bool) -> bool {
+    let deadline = tokio::time::Instant::now() + SETTINGS;
+    while !is_so() {
+        if tokio::time::Instant::now() >= deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    true
+}
 
 /// How much of an answer an upstream may send before somebody takes it: the window of each stream of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +81,8 @@ impl Sender<'_> {
             return Ok(Fresh::Http2(sender));
         }
         let flight = self.origin.flight().await?;
+        // A new connection takes one stream until it has said how many.
+        settled(|| !self.origin.is_settling()).await;
         if let Some(sender) = self.ready_http2().await {
             return Ok(Fresh::Http2(sender));
         }
@@ -197,6 +218,7 @@ pub(super) async fn start_http2(
 ) -> Result<Http2Sender, Failure> {
     let backlog = Backlog::default();
     let (sender, connection) = h2::client::Builder::new()
+        .initial_max_send_streams(UNSETTLED)
         .initial_window_size(room.window())
         .initial_connection_window_size(room.window() * STREAMS_MAX as u32)
         .max_header_list_size(64 * 1024)

@@ -16,7 +16,7 @@ use model::destination::{HttpVersion, Resolution};
 use model::{Destination, Failure, HostName, SpiffeId, UnixMillis};
 
 use super::http1_connection::{Home, Http1Connection};
-use super::http2::{Room, STREAMS_MAX};
+use super::http2::{Room, STREAMS_MAX, UNSETTLED};
 use crate::capture::accept::OriginalDestination;
 use crate::memory::Reserved;
 use crate::protocol::backlog::Backlog;
@@ -84,7 +84,14 @@ impl Http2Sender {
     }
 
     fn has_room(&self) -> bool {
-        self.open.get() < self.sender.current_max_send_streams().min(STREAMS_MAX)
+        let most =
+            if self.is_settling() { 1 } else { self.sender.current_max_send_streams().min(STREAMS_MAX) };
+        self.open.get() < most
+    }
+
+    /// Whether the server has not said yet how many streams it takes.
+    fn is_settling(&self) -> bool {
+        self.sender.current_max_send_streams() == UNSETTLED
     }
 }
 
@@ -248,6 +255,11 @@ impl Origin {
         }
         let fewest = such().min_by_key(|sender| sender.open.get());
         fewest.filter(|_| such().count() >= MULTIPLEXED_MAX).cloned()
+    }
+
+    /// Whether an HTTP/2 connection is so new that its server has not said yet how many streams it takes.
+    pub fn is_settling(&self) -> bool {
+        self.multiplexed.borrow().iter().any(Http2Sender::is_settling)
     }
 
     /// Whether an HTTP/2 connection is kept whose server knows extended CONNECT (RFC 8441).

@@ -3,7 +3,6 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
@@ -18,14 +17,12 @@ use super::connect::Link;
 use super::failure::bad_answer;
 use super::http1::to_http1;
 use super::http1_connection::{Http1Connection, Io, Switched};
+use super::http2::settled;
 use super::pool::Http2Sender;
 use super::send::{Fresh, Sender};
 use crate::protocol::body::{BodyError, WatchedBody};
 use crate::protocol::wire::Handle;
 use crate::protocol::{Body, Message, tunnel, websocket};
-
-/// How long a new connection may take to say whether it knows extended CONNECT.
-const SETTINGS: Duration = Duration::from_secs(1);
 
 impl Sender<'_> {
     /// Asks for the tunnel by the application's version where the server can, else by the other. The answer that agrees
@@ -95,24 +92,13 @@ pub(super) fn carried(
 /// # Errors
 /// [`Code::NotCarried`] if the server knows none.
 pub(super) async fn ask_http2(sender: &Http2Sender, request: &mut Parts) -> Result<(), Failure> {
-    if !knows_extended_connect(sender).await {
+    // It may be used only after the server's SETTINGS have said so (RFC 8441 §3).
+    if !settled(|| sender.sender.is_extended_connect_protocol_enabled()).await {
         let detail = "the destination knows no WebSocket over HTTP/2 (RFC 8441)";
         return Err(Failure::new(Code::NotCarried, detail));
     }
     websocket::ask_http2(request);
     Ok(())
-}
-
-/// Extended CONNECT may be used only after the server's SETTINGS have said so (RFC 8441 §3).
-async fn knows_extended_connect(sender: &Http2Sender) -> bool {
-    let deadline = tokio::time::Instant::now() + SETTINGS;
-    while !sender.sender.is_extended_connect_protocol_enabled() {
-        if tokio::time::Instant::now() >= deadline {
-            return false;
-        }
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    true
 }
 
 /// A body, with the task that it needs beside it.
