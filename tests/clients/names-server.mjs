@@ -10,6 +10,7 @@ import net from 'node:net';
 const [, , directory] = process.argv;
 const identity = { key: fs.readFileSync(`${directory}/key.pem`), cert: fs.readFileSync(`${directory}/certificate.pem`) };
 let seen = [];
+let opened = 0;
 
 function answer(request, response) {
   const socket = request.socket ?? request.stream.session.socket;
@@ -21,6 +22,7 @@ function answer(request, response) {
     address: socket.localAddress.replace('::ffff:', ''),
     port: socket.localPort,
     from: socket.remotePort,
+    opened,
     version: request.httpVersion,
     credential: /^Bearer ey/.test(request.headers.authorization ?? ''),
     headers: request.headers,
@@ -66,6 +68,7 @@ clear1.on('connect', tunnel('HTTP/1.1 200 Established'));
 clear1.on('upgrade', tunnel('HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: words/1'));
 for (const port of [9080, 9081]) {
   const server = net.createServer((socket) => {
+    opened += 1;
     socket.on('error', () => {});
     socket.once('readable', () => {
       const first = socket.read();

@@ -12,10 +12,14 @@ use crate::{events, eventually};
 const SOON: Duration = Duration::from_secs(20);
 
 fn started(egress: &str) -> (World, Names, Workload) {
+    started_with(egress, &[])
+}
+
+fn started_with(egress: &str, settings: &[&str]) -> (World, Names, Workload) {
     let mut world = World::started(Egress::Observe).unwrap();
     let names = world.start_names(egress).unwrap();
     let mut billing = world.billing().unwrap();
-    billing.start_explicit(&[]).unwrap();
+    billing.start_explicit(settings).unwrap();
     (world, names, billing)
 }
 
@@ -212,7 +216,7 @@ fn asked(host: &str) -> String {
 
 #[test]
 fn a_head_that_can_be_read_in_two_ways_does_not_pass_where_something_is_covered() {
-    let (world, _names, billing) = started("observe");
+    let (world, _names, billing) = started_with("observe", &["--header-timeout", "2"]);
     let head = |fields: &str| format!("GET /v1 HTTP/1.1\r\n{fields}\r\n");
     let host = format!("Host: {PLAIN}:9080\r\n");
     let cases = [
@@ -221,6 +225,10 @@ fn a_head_that_can_be_read_in_two_ways_does_not_pass_where_something_is_covered(
         (head(&format!("{host}X-A: 1\r\n folded\r\n")), "CS3001"),
         (head("X-A: 1\r\n"), "CS3001"),
         (head(&host).replace("\r\n", "\n"), "CS3001"),
+        (head(&format!("Host: {PLAIN} a:9080\r\n")).replacen("GET /", "\r\nGET /", 1), "CS3001"),
+        (head(&host).replacen("GET ", "GET\t", 1), "CS3001"),
+        (head(&host).replacen("GET", &"G".repeat(40), 1).replacen("/v1 ", "/v1  ", 1), "CS3001"),
+        (head(&host).replacen(" HTTP/1.1", " http/1.1", 1), "CS3001"),
         (head(&format!("{host}{}", "X-A: 1\r\n".repeat(101))), "CS3002"),
         (head(&format!("{host}X-A: {}\r\n", "a".repeat(70_000))), "CS3002"),
         (
@@ -237,7 +245,19 @@ fn a_head_that_can_be_read_in_two_ways_does_not_pass_where_something_is_covered(
     for ((bytes, code), heard) in cases.iter().zip(said(&billing, "insecure", &all)) {
         assert!(heard.contains(&format!("countersign-code: {code}")), "{bytes}\n{heard}");
     }
+    // One that stops before it is clear what it is, and then goes on.
+    let stalls = format!(
+        "exec 3<>/dev/tcp/{}/9080; printf GE >&3; sleep 9; printf 'T /v1 HTTP/1.1\\r\\nHost: {PLAIN}:9080\\r\\n\\r\\n' >&3; \
+        timeout 15 cat <&3",
+        address("insecure")
+    );
+    let heard = billing.application("bash").args(["-c", &stalls]).output(SOON * 3).unwrap();
+    assert!(!heard.text().contains("200 OK"), "{heard:?}");
     assert_eq!(world.names_seen().unwrap(), Vec::<Value>::new());
+    // What is no HTTP passes all the same: memcached's own words, to a server that does not know them.
+    let heard = said(&billing, "other", &["get key\r\n".to_owned()]).remove(0);
+    assert!(heard.starts_with("HTTP/1.1 400 Bad Request") && !heard.contains("countersign"), "{heard}");
+    eventually(SOON, || events(&world, "passed").iter().any(|event| event["protocol"] == "tcp"));
 }
 
 #[test]
@@ -260,7 +280,8 @@ fn each_request_in_the_clear_is_looked_at_by_itself() {
         format!(
             "POST /echo HTTP/1.1\r\nHost: {OTHER}:9080\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nword\r\n0\r\n\r\n"
         ),
-        format!("CONNECT {OTHER}:443 HTTP/1.1\r\nHost: {OTHER}:443\r\n\r\nword"),
+        // Host without the port, as many clients send it.
+        format!("CONNECT {OTHER}:443 HTTP/1.1\r\nHost: {OTHER}\r\n\r\nword"),
         format!(
             "GET /up HTTP/1.1\r\nHost: {OTHER}:9080\r\nConnection: Upgrade\r\nUpgrade: words/1\r\n\r\nword"
         ),
@@ -278,8 +299,16 @@ fn each_request_in_the_clear_is_looked_at_by_itself() {
     target(&format!("{OTHER}:443"));
     assert!(heard[4].starts_with("HTTP/1.1 101 ") && heard[4].ends_with("\r\n\r\nbegun word"), "{heard:?}");
     assert!(heard[4].to_lowercase().contains("upgrade: words/1"), "{heard:?}");
-    // A tunnel through the explicit proxy is to the name that it was asked for, with each of its requests.
+    // Who was dialled before the application spoke is whom it speaks with.
     let tunnel = format!("CONNECT {OTHER}:9080 HTTP/1.1\r\nHost: {OTHER}:9080\r\n\r\n");
+    let opened = || {
+        let told =
+            billing.say_to_explicit(&(tunnel.clone() + &asked(OTHER)).escape_default().to_string()).unwrap();
+        let seen = world.names_seen().unwrap();
+        seen.last().and_then(|request| request["opened"].as_u64()).unwrap_or_else(|| panic!("{told}"))
+    };
+    assert_eq!(opened() + 1, opened());
+    // A tunnel through the explicit proxy is to the name that it was asked for, with each of its requests.
     let told =
         billing.say_to_explicit(&(tunnel + &asked(OTHER) + &asked(PLAIN)).escape_default().to_string());
     let told = told.unwrap();

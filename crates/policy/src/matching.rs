@@ -3,8 +3,9 @@
 //! What a rule matches depends on what it does, so that neither way of reading a path fails open. A rule that permits
 //! has the path byte for byte as it is sent; one that two readers could take for two things (escapes of `.`, `/`
 //! and `\`, empty or dotted segments, parameters) matches no template, except where everything is allowed. A rule that
-//! forbids has also what its escapes stand for; and a path that two readers could take for two things matches every
-//! template whose words are in it, since one of the readers may be the server.
+//! forbids has also what its escapes stand for, in either case, with and without a slash at its end; and a path that two
+//! readers could take for two things matches every template whose words are in it, since one of the readers may be the
+//! server.
 
 use model::request::{Action, RequestFacts};
 use model::slice::{Effect, Rule};
@@ -43,12 +44,10 @@ pub fn path_matches(effect: Effect, rule: &Rule, request: &RequestFacts) -> bool
     match effect {
         Effect::Permit => templates.any(|template| template_matches(template, path)) && !is_ambiguous(path),
         Effect::Forbid => {
-            let (is_opaque, is_ambiguous) = (is_opaque(path), is_ambiguous(path));
-            is_opaque
+            let could_be_another = is_ambiguous(path) || is_cut_by_some(path);
+            is_opaque(path)
                 || templates.any(|template| {
-                    template_matches(template, path)
-                        || unescaped_matches(template, path)
-                        || (is_ambiguous && has_words(template, path))
+                    could_match(template, path) || (could_be_another && has_words(template, path))
                 })
         }
     }
@@ -80,13 +79,15 @@ pub fn template_matches(template: &str, path: &str) -> bool {
     }
 }
 
-/// Whether what a path's escapes stand for matches a template; not if it has none. One that stands for a slash divides
-/// nothing here: such a path is ambiguous.
-fn unescaped_matches(template: &str, path: &str) -> bool {
-    let (Some(template), Some(rest)) = (template.strip_prefix('/'), path.strip_prefix('/')) else {
+/// Whether some server takes the path for one that matches a template: its escapes undone, in either case, and with or
+/// without a slash at its end. An escape that stands for a slash divides nothing here: such a path is ambiguous.
+fn could_match(template: &str, path: &str) -> bool {
+    let (Some(template), Some(path)) = (template.strip_prefix('/'), path.strip_prefix('/')) else {
         return false;
     };
-    rest.contains('%') && segments_match(Some(template), Some(rest), unescaped_fits)
+    let without = |text: &str| text.len() - usize::from(text.ends_with('/'));
+    segments_match(Some(template), Some(path), could_fit)
+        || segments_match(Some(&template[..without(template)]), Some(&path[..without(path)]), could_fit)
 }
 
 /// Matches segment by segment; `None` is nothing left at all. Where a segment does not fit, only the last `**` takes one
@@ -124,8 +125,19 @@ fn segment_fits(want: &str, have: &str) -> bool {
     if want == "*" { !have.is_empty() } else { want == have }
 }
 
-fn unescaped_fits(want: &str, have: &str) -> bool {
-    segment_fits(want, have) || want.bytes().eq(undone(have.bytes()))
+fn could_fit(want: &str, have: &str) -> bool {
+    if want == "*" { !have.is_empty() } else { same(want.bytes(), undone(have.bytes())) }
+}
+
+/// Whether these are the same in either case.
+fn same(mut want: impl Iterator<Item = u8>, mut have: impl Iterator<Item = u8>) -> bool {
+    loop {
+        match (want.next(), have.next()) {
+            (None, None) => return true,
+            (Some(want), Some(have)) if want.eq_ignore_ascii_case(&have) => {}
+            _ => return false,
+        }
+    }
 }
 
 fn split(text: &str) -> (&str, Option<&str>) {
@@ -165,20 +177,24 @@ fn has_ambiguous_escape(path: &[u8]) -> bool {
 }
 
 /// Whether nobody can say what somebody could take the path for: it has escapes that are none, or that stand for more
-/// escapes than anybody has reason to send; controls, which some leave out; a `?` or `#`, which end the path for who
-/// parses it once more; or what is not UTF-8, in which some find dots and slashes (two bytes for one of ASCII).
+/// escapes than anybody has reason to send; controls, which some leave out; or what is not UTF-8, in which some find dots
+/// and slashes (two bytes for one of ASCII).
 fn is_opaque(path: &str) -> bool {
-    let is_odd = |byte: u8| byte.is_ascii_control() || matches!(byte, b'?' | b'#');
-    let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic() && !is_odd(byte));
+    let is_plain = path.bytes().all(|byte| byte.is_ascii_graphic());
     if !path.contains('%') {
         return !is_plain;
     }
     let is_escape = |position: usize| escape(&path.as_bytes()[position..]).is_some();
     !is_plain
         || !path.match_indices('%').all(|(position, _)| is_escape(position))
-        || read(path).any(is_odd)
+        || read(path).any(|byte| byte.is_ascii_control())
         || !is_utf8(read(path))
         || undone(read(path)).count() != read(path).count()
+}
+
+/// Whether the path ends earlier for who parses it once more: behind a `?` or `#` that an escape stands for.
+fn is_cut_by_some(path: &str) -> bool {
+    path.contains('%') && read(path).any(|byte| matches!(byte, b'?' | b'#'))
 }
 
 /// Whether all words of a template are somewhere in what the path could be read as. Whoever drops, merges or cuts segments
@@ -189,7 +205,7 @@ fn has_words(template: &str, path: &str) -> bool {
         loop {
             // What is left may be shorter than the word.
             let mut here = rest.clone();
-            if word.bytes().all(|byte| here.next() == Some(byte)) {
+            if word.bytes().all(|byte| here.next().is_some_and(|there| byte.eq_ignore_ascii_case(&there))) {
                 return true;
             }
             if rest.next().is_none() {
@@ -352,6 +368,18 @@ mod tests {
     }
 
     #[test]
+    fn what_forbids_has_every_spelling_that_servers_take_for_one() {
+        let rule = rule(&[], &["/admin/users", "/repos/*/*", "/abc/"]);
+        for path in ["/admin/users/", "/Admin/USERS", "/ADMIN/%55sers/", "/repos/o/r/", "/REPOS/o/r", "/abc"]
+        {
+            assert!(!is_ambiguous(path) && forbids(&rule, &request("GET", path)), "{path}");
+        }
+        for path in ["/admin", "/repos/o", "/repos/o/r/x", "/abc/b", "/search/%3F", "/C%23"] {
+            assert!(!forbids(&rule, &request("GET", path)), "{path}");
+        }
+    }
+
+    #[test]
     fn what_forbids_does_not_stand_in_the_way_of_what_nobody_takes_for_it() {
         let admin = rule(&[], &["/admin/**", "/*/keys"]);
         for path in
@@ -381,9 +409,16 @@ mod tests {
         }
         assert!(!permits(&admin, &request("GET", "/%61dmin/users")));
         // A second parse ends the path there; these bytes are one of ASCII to who does not ask for the shortest form.
-        for path in
-            ["/x%3Fy", "/x%23", "/%c1%a1dmin", "/%c0%aex", "/%e0%81%a1dmin", "/%ff", "/%C3", "/%C3/%A4"]
-        {
+        for path in [
+            "/admin%3Fy",
+            "/%61dmin%23",
+            "/%c1%a1dmin",
+            "/%c0%aex",
+            "/%e0%81%a1dmin",
+            "/%ff",
+            "/%C3",
+            "/%C3/%A4",
+        ] {
             assert!(!is_ambiguous(path) && forbids(&admin, &request("GET", path)), "{path}");
         }
         for path in
@@ -446,8 +481,18 @@ mod tests {
             let joined = |parts: &[&str]| format!("/{}", parts.join("/"));
             prop_assert_eq!(template_matches(&joined(&template), &joined(&path)), means(&template, &path));
             let escaped = joined(&path).replace('a', "%61");
-            let has_escape = escaped.contains('%');
-            prop_assert_eq!(unescaped_matches(&joined(&template), &escaped), has_escape && means(&template, &path));
+            for spelt in [escaped.clone(), escaped.to_uppercase(), joined(&path)] {
+                prop_assert!(!means(&template, &path) || could_match(&joined(&template), &spelt), "{}", spelt);
+            }
+            // And no more than that, but for a slash at the end.
+            let bare = |parts: &[&'static str]| {
+                let ends = parts.len() > 1 && parts.last() == Some(&"");
+                parts[..parts.len() - usize::from(ends)].to_vec()
+            };
+            if could_match(&joined(&template), &escaped) {
+                let is_meant = means(&template, &path) || means(&bare(&template), &bare(&path));
+                prop_assert!(is_meant, "{} {}", joined(&template), escaped);
+            }
         }
 
         #[test]
@@ -463,7 +508,7 @@ mod tests {
         #[test]
         fn never_panics_and_everything_matches(template in "/[a-z*/]{0,20}", path in ".{0,30}") {
             let _ = template_matches(&template, &path);
-            let _ = (is_ambiguous(&path), is_opaque(&path), unescaped_matches(&template, &path));
+            let _ = (is_ambiguous(&path), is_opaque(&path), could_match(&template, &path));
             let slashed = format!("/{path}");
             prop_assert!(template_matches("/**", &slashed));
         }

@@ -16,8 +16,9 @@ pub enum Detected {
 /// The preface of HTTP/2 (RFC 9113 §3.4).
 pub const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Longest method that is taken for HTTP: the longest registered one has 17 characters (IANA, HTTP Method Registry).
-const METHOD_MAX: usize = 32;
+/// Longest method that is taken for HTTP. The longest registered one has 17 characters (IANA, HTTP Method Registry), but
+/// a server may take any.
+const METHOD_MAX: usize = 1024;
 
 /// Looks at the first bytes; `None` while they could still become more than one of the answers.
 #[must_use]
@@ -35,6 +36,19 @@ pub fn detect(first: &[u8]) -> Option<Detected> {
     looks_like_http1(first)
 }
 
+/// What bytes that are not clear yet are on their way to be, should nothing more come: `None` if there are none.
+#[must_use]
+pub fn leaning(first: &[u8]) -> Option<Detected> {
+    let is_preface = first.len() > b"PRI * HTTP/".len() && HTTP2_PREFACE.starts_with(first);
+    match (first, detect(first)) {
+        ([], _) => None,
+        (_, Some(clear)) => Some(clear),
+        ([0x16, ..], None) => Some(Detected::Tls),
+        (_, None) if is_preface => Some(Detected::Http2Preface),
+        (_, None) => Some(Detected::Http1),
+    }
+}
+
 /// `Some(true)` for a handshake record of TLS 1.0 to 1.3 (RFC 8446 §5.1), `Some(false)` while it may become one.
 fn looks_like_tls(first: &[u8]) -> Option<bool> {
     let expected: [fn(u8) -> bool; 3] = [|b| b == 0x16, |b| b == 0x03, |b| b <= 0x04];
@@ -42,15 +56,18 @@ fn looks_like_tls(first: &[u8]) -> Option<bool> {
     fits.then_some(first.len() >= expected.len())
 }
 
-/// A token, then a space (RFC 9112 §3).
+/// A token, then a space (RFC 9112 §3), or what a lenient reader takes for one; behind empty lines, which a server ignores
+/// (§2.2).
 fn looks_like_http1(first: &[u8]) -> Option<Detected> {
+    let empty = first.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+    let first = &first[empty..];
     let method = first.iter().take_while(|byte| is_token(**byte)).count();
     if method > METHOD_MAX {
         return Some(Detected::Unknown);
     }
     match first.get(method) {
         None => None,
-        Some(b' ') if method > 0 => Some(Detected::Http1),
+        Some(b' ' | b'\t') if method > 0 => Some(Detected::Http1),
         Some(_) => Some(Detected::Unknown),
     }
 }
@@ -66,7 +83,7 @@ mod tests {
 
     #[test]
     fn knows_what_it_sees() {
-        let cases: [(&[u8], Option<Detected>); 14] = [
+        let cases: [(&[u8], Option<Detected>); 18] = [
             (b"", None),
             (b"\x16", None),
             (b"\x16\x03", None),
@@ -80,10 +97,29 @@ mod tests {
             (b"PRI * HTTP/1.1\r\n", Some(Detected::Http1)),
             (b" GET", Some(Detected::Unknown)),
             (b"SSH-2.0-OpenSSH\r\n", Some(Detected::Unknown)),
-            (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA ", Some(Detected::Unknown)),
+            (b"AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA ", Some(Detected::Http1)),
+            (&[b'A'; 1100], Some(Detected::Unknown)),
+            (b"\r\n\r\n", None),
+            (b"\r\nGET / HTTP/1.1", Some(Detected::Http1)),
+            (b"GET\t/", Some(Detected::Http1)),
         ];
         for (bytes, expected) in cases {
             assert_eq!(detect(bytes), expected, "{bytes:?}");
+        }
+    }
+
+    #[test]
+    fn what_stops_early_leans_to_what_it_began_as() {
+        let cases: [(&[u8], Option<Detected>); 6] = [
+            (b"", None),
+            (b"\x16", Some(Detected::Tls)),
+            (b"GE", Some(Detected::Http1)),
+            (b"\r\n", Some(Detected::Http1)),
+            (b"PRI ", Some(Detected::Http1)),
+            (b"PRI * HTTP/2.0\r\n", Some(Detected::Http2Preface)),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(leaning(bytes), expected, "{bytes:?}");
         }
     }
 

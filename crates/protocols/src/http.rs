@@ -67,9 +67,21 @@ pub fn authority_of(parts: &Parts, expected: Option<&HostName>) -> Result<Author
             Err(Malformed("the request has no Host field").into())
         }
         (None, None) => Err(Malformed("the request names no host").into()),
-        (Some(target), Some(host)) if target != host => Err(Unclear::Disagree),
+        (Some(target), Some(host)) if !agree(&target, &host, parts) => Err(Unclear::Disagree),
         (Some(authority), _) | (None, Some(authority)) => Ok(authority),
     }
+}
+
+/// Whether a target and a Host field name the same: a port that one leaves out is the scheme's, and that of a CONNECT, which
+/// has no scheme, may be left out of Host (many clients do).
+fn agree(target: &Authority, host: &Authority, parts: &Parts) -> bool {
+    let default = match parts.uri.scheme_str() {
+        Some("http") => Some(80),
+        Some("https") => Some(443),
+        _ if parts.method == Method::CONNECT && host.port.is_none() => target.port,
+        _ => None,
+    };
+    target.host == host.host && target.port.or(default) == host.port.or(default)
 }
 
 fn host_value(value: &HeaderValue, expected: Option<&HostName>) -> Result<Authority, Malformed> {

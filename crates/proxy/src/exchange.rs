@@ -288,6 +288,8 @@ pub struct Guarded {
     open: Rc<Open>,
     direction: Direction,
     on_end: Option<OnEnd>,
+    /// The last frame was given: it has ended once that was taken, which shows by whether more is asked for or none.
+    last: bool,
     /// How it broke off, until that is told: what came before must have gone out by then, since a reset throws away what
     /// h2 has not written.
     broken: Option<BodyError>,
@@ -314,14 +316,28 @@ impl Guarded {
             return body;
         }
         open.carry(Direction::Up, true);
-        Body::Watched(Box::new(Self { body, open, direction: Direction::Up, on_end: None, broken: None }))
+        Body::Watched(Box::new(Self {
+            body,
+            open,
+            direction: Direction::Up,
+            on_end: None,
+            last: false,
+            broken: None,
+        }))
     }
 
     /// Guards the answer's body.
     pub fn down(body: Body, open: Rc<Open>, on_end: OnEnd) -> Body {
         open.carry(Direction::Down, true);
         let on_end = Some(on_end);
-        Body::Watched(Box::new(Self { body, open, direction: Direction::Down, on_end, broken: None }))
+        Body::Watched(Box::new(Self {
+            body,
+            open,
+            direction: Direction::Down,
+            on_end,
+            last: false,
+            broken: None,
+        }))
     }
 
     fn end(&mut self, end: End<'_>) {
@@ -339,7 +355,7 @@ impl Guarded {
 
 impl Drop for Guarded {
     fn drop(&mut self) {
-        self.end(End::Dropped);
+        self.end(if self.last { End::Complete } else { End::Dropped });
     }
 }
 
@@ -381,7 +397,9 @@ impl Guarded {
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 self.open.count(self.direction, frame.data_ref().map_or(0, Bytes::len));
-                if self.body.is_end_stream() || frame.is_trailers() {
+                self.last = self.body.is_end_stream() || frame.is_trailers();
+                // Of an upload that shows no more than this.
+                if self.last && self.direction == Direction::Up {
                     self.end(End::Complete);
                 }
             }

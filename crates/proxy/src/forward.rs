@@ -26,7 +26,7 @@ use crate::bypass;
 use crate::call::{Asked, Connection};
 use crate::caller::CallerState;
 use crate::capture::accept::OriginalDestination;
-use crate::exchange::{Guarded, Open, why_stopped};
+use crate::exchange::{End, Guarded, Open, why_stopped};
 use crate::memory::Reserved;
 use crate::policy::{Route, route_http, uncovered};
 use crate::protocol::body::BodyError;
@@ -108,8 +108,9 @@ pub fn passing(connection: &Connection, parts: &Parts) -> Option<Uncovered> {
     let host = host_of(parts, original)?;
     let state = connection.caller.clone()?;
     let (snapshot, caller) = (state.snapshot()?, state.caller()?);
-    let passes = route_http(&snapshot, name_of(&host), original) == Route::Pass;
     let port = original.port();
+    let passes =
+        route_http(&snapshot, name_of(&host), original) == Route::Pass && !is_covered(&snapshot, &host, port);
     passes.then_some(Uncovered { host, port, to: To::Dialled, state, caller, bypass: None })
 }
 
@@ -170,7 +171,8 @@ impl Uncovered {
         message: Box<Message>,
     ) -> Result<Response<Body>, Failure> {
         let shared = &connection.worker.shared;
-        let patience = shared.limits.answer;
+        // Whoever waits for long there has always done so.
+        let patience = shared.limits.answer.max(shared.limits.stream);
         let dropped = &shared.metrics.trailers_dropped;
         if let (To::Dialled, Some(original)) = (&self.to, connection.channel.original.as_ref()) {
             let address = original.address();
@@ -229,16 +231,25 @@ impl Uncovered {
         let agreed = is_tunnel && tunnel::is_agreed(connects, parts.status);
         strip_hop_by_hop(&mut parts.headers, agreed);
         parts.version = Version::HTTP_11;
+        // What of the request still goes up is judged and bounded until it has ended too.
+        let uploading = open.clone();
+        let over = move || {
+            let held = (registration, asked, room);
+            if uploading.is_uploading() {
+                uploading.at_upload_end(move || drop(held));
+            }
+        };
         if body.is_end_stream() {
+            over();
             return Ok(Response::from_parts(parts, Body::Empty));
         }
-        let on_end = Box::new(move |end: crate::exchange::End<'_>| {
-            if let crate::exchange::End::Broken(error) = end
-                && !matches!(error, BodyError::Cut)
-            {
-                tracing::debug!(stage = "upstream", ?error, "an answer broke off");
+        let on_end = Box::new(move |end: End<'_>| {
+            match end {
+                End::Broken(BodyError::Cut) => {}
+                End::Broken(error) => tracing::debug!(stage = "upstream", ?error, "an answer broke off"),
+                End::Complete | End::Dropped => {}
             }
-            drop((registration, asked, room));
+            over();
         });
         Ok(Response::from_parts(parts, Guarded::down(body, open, on_end)))
     }

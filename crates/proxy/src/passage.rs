@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use bytes::BytesMut;
 use model::audit::{CallResult, Outcome, Passed, Refusal, What};
+use model::destination::Protocol;
 use model::request::Action;
 use model::{Code, DecisionId, Destination, Failure, HostName, RequestFacts, UnixMillis, Verdict};
 use policy::{Question, Snapshot};
@@ -43,6 +44,12 @@ pub struct Passing {
 /// Whether a policy may cover something at this port.
 pub fn may_be_covered(snapshot: &Snapshot, port: u16) -> bool {
     snapshot.slice().destinations.iter().any(|destination| destination.ports.contains(&port))
+}
+
+/// Whether a policy may cover a request at this port: not where all that is covered there is carried as a connection.
+pub fn requests_may_be_covered(snapshot: &Snapshot, port: u16) -> bool {
+    let reads = |destination: &Destination| destination.protocol != Protocol::Tcp;
+    snapshot.slice().destinations.iter().any(|one| one.ports.contains(&port) && reads(one))
 }
 
 /// Whether the address may be dialled before the application has said anything: nothing covers it, or what does is a

@@ -37,11 +37,19 @@ const KEEPALIVE_TIMES: u32 = 4;
 
 /// What was sent and is not acknowledged in this time never will be.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
+/// Often enough that within that time several questions are lost before a peer counts as gone: the kernel ends a connection
+/// at the first one that is unanswered when that time is over, however many it may ask.
+const SHARED_KEEPALIVE: Duration = Duration::from_secs(10);
+const SHARED_KEEPALIVE_BETWEEN: Duration = Duration::from_secs(5);
 
 /// Has the kernel look whether the peer of a connection on which nothing moves is still there.
 pub fn keep_alive(stream: &TcpStream) {
-    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE);
-    let keepalive = keepalive.with_interval(KEEPALIVE_BETWEEN).with_retries(KEEPALIVE_TIMES);
+    keep_alive_by(stream, KEEPALIVE, KEEPALIVE_BETWEEN);
+}
+
+fn keep_alive_by(stream: &TcpStream, after: Duration, between: Duration) {
+    let keepalive = TcpKeepalive::new().with_time(after);
+    let keepalive = keepalive.with_interval(between).with_retries(KEEPALIVE_TIMES);
     // What can't be had is not needed to carry.
     let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
 }
@@ -50,7 +58,7 @@ pub fn keep_alive(stream: &TcpStream) {
 /// its way must arrive. Not for others, since the kernel counts a peer that is slow to read among the dead (tcp(7),
 /// `TCP_USER_TIMEOUT`; HTTP/2 has windows of its own before that).
 pub fn keep_alive_shared(stream: &TcpStream) {
-    keep_alive(stream);
+    keep_alive_by(stream, SHARED_KEEPALIVE, SHARED_KEEPALIVE_BETWEEN);
     let _ = SockRef::from(stream).set_tcp_user_timeout(Some(UNACKNOWLEDGED));
 }
 

@@ -83,7 +83,7 @@ async fn accept(listener: TcpListener, terminator: Arc<Terminator>, places: Arc<
 async fn answer(mut stream: TcpStream, terminator: &Terminator) {
     let Ok(name) = HostName::new(NAME) else { return };
     let mut first = BytesMut::new();
-    let Ok(Opening::Tls(hello)) = tls::peek(&mut stream, &mut first, PATIENCE).await else { return };
+    let Ok(Opening::Tls(hello)) = tls::peek(&mut stream, &mut first, PATIENCE, false).await else { return };
     if hello.sni.is_some_and(|sni| sni != name) {
         return;
     }

@@ -35,6 +35,10 @@ struct Settings {
     #[arg(long, default_value_t = 1)]
     count: usize,
 
+    /// How large an answer that is not read is.
+    #[arg(long, default_value_t = 20_000_000)]
+    bytes: usize,
+
     /// At most this many seconds.
     #[arg(long, default_value_t = 30)]
     seconds: u64,
@@ -286,7 +290,7 @@ async fn windowless(settings: Arc<Settings>) -> anyhow::Result<String> {
     stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await?;
     // SETTINGS_INITIAL_WINDOW_SIZE (4) is 0.
     stream.write_all(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0])).await?;
-    let block = block(&settings.host, "/v1/charges/large?bytes=20000000");
+    let block = block(&settings.host, &format!("/v1/charges/large?bytes={}", settings.bytes));
     for number in 0..settings.count {
         let id = u32::try_from(number * 2 + 1)?;
         stream.write_all(&frame(HEADERS, END_HEADERS | END_STREAM, id, &block)).await?;

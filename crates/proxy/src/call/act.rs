@@ -201,7 +201,6 @@ impl Act {
             body => body.is_end_stream().then_some(0),
         };
         if let Some(length) = whole {
-            self.connection.worker.shared.metrics.completed();
             open.count(Direction::Down, length);
             let end = Ended { at: now, result: CallResult::Completed, status: Some(status), code: None };
             self.over(&open, registration, end);
@@ -221,11 +220,6 @@ impl Act {
                 End::Broken(_) => (CallResult::Failed, Some(Code::UpstreamBadAnswer)),
                 End::Dropped => (CallResult::Aborted, None),
             };
-            let metrics = &self.connection.worker.shared.metrics;
-            match code {
-                Some(code) => metrics.cut(code),
-                None => metrics.completed(),
-            }
             let end = Ended { at: Instant::now(), result, status: Some(status), code };
             self.over(&watched, registration, end);
         });
@@ -238,6 +232,7 @@ impl Act {
     /// every other until that has ended too.
     fn over(mut self: Box<Self>, open: &Rc<Open>, registration: Registration, end: Ended) {
         if !open.is_uploading() {
+            self.counted(end.code);
             self.close(end.at, end.result, end.status, end.code, open.bytes());
             return drop(registration);
         }
@@ -247,9 +242,18 @@ impl Act {
                 Some(code) => (CallResult::Cut, Some(code)),
                 None => (end.result, end.code),
             };
+            self.counted(code);
             self.close(Instant::now(), result, end.status, code, uploading.bytes());
             drop(registration);
         });
+    }
+
+    fn counted(&self, code: Option<Code>) {
+        let metrics = &self.connection.worker.shared.metrics;
+        match code {
+            Some(code) => metrics.cut(code),
+            None => metrics.completed(),
+        }
     }
 
     fn failed(&mut self, failure: Failure, open: &Open, result: CallResult) -> Box<Refused> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use model::destination::HttpVersion;
 use model::{Code, Failure};
 use policy::Snapshot;
+use tokio::net::TcpStream;
 use tracing::{Instrument as _, debug_span};
 
 use super::{Connection, sender};
@@ -18,9 +19,10 @@ use crate::passage;
 use crate::policy::{Route, route_http, route_tls, route_unknown};
 use crate::protocol::facts::Channel;
 use crate::protocol::hangup::Tcp;
+use crate::protocol::head::{self, First};
 use crate::protocol::interim::Interim;
 use crate::protocol::rewind::Rewind;
-use crate::protocol::{head, http1, http2};
+use crate::protocol::{http1, http2};
 use crate::splice::reset;
 use crate::tls::{self, Opening};
 use crate::upstream::pool::OriginKey;
@@ -76,7 +78,8 @@ async fn open(
     }
     // Nor has anything to be recognised there: what stops in the middle waits for the server.
     let patience = if may_wait_for_server && !may_be_covered() { SILENCE } else { patience };
-    tls::peek(&mut captured.stream, &mut captured.first, patience).await.ok()
+    let counts = may_be_covered();
+    tls::peek(&mut captured.stream, &mut captured.first, patience, counts).await.ok()
 }
 
 /// A connection whose first bytes have been read.
@@ -129,7 +132,11 @@ impl Begun {
             Opening::Http1 => {
                 let limits = self.worker.shared.limits;
                 let Captured { stream, first, original, .. } = &mut self.captured;
-                let told = head::host(stream, first, limits.head_bounds(), limits.head).await;
+                let told = match head::read(stream, first, limits.head_bounds(), limits.head).await {
+                    First::Host(host, port) => Some((host, port)),
+                    First::Nameless => None,
+                    First::Other => return self.unknown(snapshot).await,
+                };
                 let disagrees = told.as_ref().is_some_and(|(host, port)| {
                     original.is_asked()
                         && (original.disagrees(host) || port.is_some_and(|port| port != original.port()))
@@ -139,29 +146,26 @@ impl Begun {
                     _ if disagrees => self.requests_in_clear(&Opening::Http1).await,
                     // The next request may name another host, and a head that can't be read was going to name one: each
                     // is looked at where a policy may cover what it names.
-                    Route::Pass if passage::may_be_covered(snapshot, original.port()) => {
-                        self.requests_in_clear(&Opening::Http1).await;
+                    Route::Pass if passage::requests_may_be_covered(snapshot, original.port()) => {
+                        self.passing_in_clear(&Opening::Http1).await;
                     }
                     Route::Requests | Route::Refuse(_) => self.requests_in_clear(&Opening::Http1).await,
                     route => self.carried(route, host.map(|h| h.to_string()), "http").await,
                 }
             }
-            // Its names are in its requests, so it is read unless nothing could cover it, or a tunnel has its name.
+            // Its names are in its requests, so it is read unless nothing could cover it.
             Opening::Http2 => {
                 let original = &self.captured.original;
+                let name = || original.name().map(ToString::to_string);
                 match route_http(snapshot, original.name(), original) {
-                    Route::Pass
-                        if original.name().is_some()
-                            || !passage::may_be_covered(snapshot, original.port()) =>
-                    {
-                        let name = original.name().map(ToString::to_string);
-                        self.carried(Route::Pass, name, "http").await;
+                    Route::Pass if passage::requests_may_be_covered(snapshot, original.port()) => {
+                        self.passing_in_clear(&Opening::Http2).await;
                     }
-                    route @ Route::Bypass(_) => {
-                        let name = original.name().map(ToString::to_string);
+                    Route::Requests | Route::Refuse(_) => self.requests_in_clear(&Opening::Http2).await,
+                    route => {
+                        let name = name();
                         self.carried(route, name, "http").await;
                     }
-                    _ => self.requests_in_clear(&Opening::Http2).await,
                 }
             }
             // Half a ClientHello names nobody, but a policy may cover what it was going to name.
@@ -171,13 +175,15 @@ impl Begun {
             {
                 self.carried(Route::Refuse(Code::BadClientHello), None, "tls").await;
             }
-            Opening::Unknown | Opening::Unfinished => {
-                let original = &self.captured.original;
-                let (route, name) = (route_unknown(snapshot, original), original.name());
-                let name = name.map(ToString::to_string);
-                self.carried(route, name, "tcp").await;
-            }
+            Opening::Unknown | Opening::Unfinished => self.unknown(snapshot).await,
         }
+    }
+
+    /// Carries what is neither TLS nor HTTP, or closes it.
+    async fn unknown(self, snapshot: &Snapshot) {
+        let original = &self.captured.original;
+        let (route, name) = (route_unknown(snapshot, original), original.name().map(ToString::to_string));
+        self.carried(route, name, "tcp").await;
     }
 
     /// Carries the connection as such, or closes it.
@@ -188,11 +194,24 @@ impl Begun {
         passage::carry(&worker, &caller, route, passing).await;
     }
 
-    async fn requests_in_clear(self, opening: &Opening) {
+    /// Requests of which the first is for what no policy covers: where it goes may have been dialled already.
+    async fn passing_in_clear(mut self, opening: &Opening) {
+        let dialled = self.captured.dialled.take();
+        self.in_clear(opening, dialled).await;
+    }
+
+    async fn requests_in_clear(mut self, opening: &Opening) {
+        // What is covered goes to where its name leads.
+        self.captured.dialled = None;
+        self.in_clear(opening, None).await;
+    }
+
+    async fn in_clear(self, opening: &Opening, dialled: Option<TcpStream>) {
         let version = if matches!(opening, Opening::Http2) { HttpVersion::Http2 } else { HttpVersion::Http1 };
         let Captured { stream, first, original, .. } = self.captured;
         let channel = Channel { original: Some(original), name: None, secure: false };
         let connection = Connection::new(self.worker, self.caller, channel, version);
+        connection.beside.seed(dialled);
         serve(Rc::new(connection), Rewind::new(first, stream)).await;
     }
 

@@ -184,7 +184,11 @@ async fn write_all(writing: &mut (impl AsyncWrite + Unpin), mut body: Body) -> R
                 poll_fn(|cx| {
                     unless_cut(&mut body, cx, |cx| poll_write_buf(Pin::new(&mut *writing), cx, &mut data))
                 })
-                .await?;
+                .await
+                .and_then(|written| match written {
+                    0 => Err(BodyError::Tunnel(io::ErrorKind::WriteZero.into())),
+                    _ => Ok(()),
+                })?;
             }
             poll_fn(|cx| unless_cut(&mut body, cx, |cx| Pin::new(&mut *writing).poll_flush(cx))).await?;
         }

@@ -45,23 +45,38 @@ pub async fn first_bytes(stream: &mut TcpStream, first: &mut BytesMut) -> io::Re
 }
 
 /// Reads until it is clear how the connection begins; what was read is left in `first`. What stops in the middle does not
-/// become clearer by waiting for longer than `patience`.
+/// become clearer by waiting for longer than `patience`. It is then what it began as if that `counts`, because a policy may
+/// cover what it was going to name.
 ///
 /// # Errors
 /// If the connection breaks.
-pub async fn peek(stream: &mut TcpStream, first: &mut BytesMut, patience: Duration) -> io::Result<Opening> {
+pub async fn peek(
+    stream: &mut TcpStream,
+    first: &mut BytesMut,
+    patience: Duration,
+    counts: bool,
+) -> io::Result<Opening> {
     let deadline = tokio::time::Instant::now() + patience;
     loop {
         if let Some(opening) = recognise(first) {
             return Ok(opening);
         }
         match tokio::time::timeout_at(deadline, stream.read_buf(first)).await {
-            Err(_) if detect::detect(first) == Some(Detected::Tls) => return Ok(Opening::Unfinished),
-            Err(_) => return Ok(Opening::Unknown),
+            Err(_) => return Ok(unfinished(first, counts)),
             Ok(Err(error)) => return Err(error),
             Ok(Ok(0)) => return Ok(Opening::Unknown),
             Ok(Ok(_)) => {}
         }
+    }
+}
+
+/// What stopped before it was clear.
+fn unfinished(first: &[u8], counts: bool) -> Opening {
+    match detect::leaning(first) {
+        Some(Detected::Tls) if counts || detect::detect(first).is_some() => Opening::Unfinished,
+        Some(Detected::Http1) if counts => Opening::Http1,
+        Some(Detected::Http2Preface) if counts => Opening::Http2,
+        _ => Opening::Unknown,
     }
 }
 

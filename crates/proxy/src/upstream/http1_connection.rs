@@ -126,7 +126,7 @@ impl Http1Connection {
         Ok(self.0.answered(head, &method, upload, interim, home))
     }
 
-    /// Sends a request that asks for a tunnel, and has no body.
+    /// Sends a request that asks for a tunnel, and has no body. The connection goes back `home` if there is none.
     ///
     /// # Errors
     /// If there is no answer that can be used.
@@ -135,10 +135,11 @@ impl Http1Connection {
         request: Box<Message>,
         interim: &Interim,
         dropped: &prometheus::IntCounter,
+        home: Option<Rc<dyn Home>>,
     ) -> Result<Switched, NotAnswered> {
         let (head, method, _) = self.ask(request, interim, dropped).await?;
         if !tunnel::is_agreed(method == Method::CONNECT, head.status) {
-            return Ok(Switched::No(self.0.answered(head, &method, None, interim, None)));
+            return Ok(Switched::No(self.0.answered(head, &method, None, interim, home)));
         }
         let first = self.0.wire.with_unread(bytes::BytesMut::split).freeze();
         let mut response = Response::new(());
@@ -466,6 +467,24 @@ mod tests {
         assert!(connection.is_closed());
         let unsent = send(connection, Body::Empty, &origin).await.err().and_then(|not| not.unsent);
         assert!(unsent.is_some(), "nothing of it went out");
+    }
+
+    /// Also one that was asked for a tunnel: what the server ties to it (a handshake of NTLM) goes on.
+    #[tokio::test(flavor = "current_thread")]
+    async fn one_that_refuses_a_tunnel_comes_back() {
+        let (connection, mut server, origin) = connected();
+        let mut asked = request(Body::Empty);
+        asked.parts.method = Method::CONNECT;
+        asked.parts.uri = "a:443".parse().unwrap();
+        let dropped = prometheus::IntCounter::new("dropped", "dropped").unwrap();
+        let interim = Interim::default();
+        let switching = connection.switch(asked, &interim, &dropped, Some(origin.clone()));
+        let refused: &[u8] = b"HTTP/1.1 407 Proxy Authentication Required\r\ncontent-length: 2\r\n\r\nno";
+        let pieces = [refused];
+        let (switched, ()) = tokio::join!(switching, answer(&mut server, &pieces));
+        let Ok(Switched::No(answer)) = switched else { panic!("it was refused") };
+        assert_eq!(text(answer).await.unwrap(), "no");
+        assert!(origin.take_http1().is_some());
     }
 
     #[tokio::test(flavor = "current_thread")]

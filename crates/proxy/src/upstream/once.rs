@@ -47,6 +47,8 @@ pub async fn send(
 /// with that one.
 #[derive(Default)]
 pub struct Beside {
+    /// What was dialled before the first request came.
+    seed: RefCell<Option<TcpStream>>,
     /// Between requests.
     http1: OnceCell<Rc<Resting>>,
     http2: tokio::sync::Mutex<Option<Http2Sender>>,
@@ -62,6 +64,19 @@ impl Home for Resting {
 }
 
 impl Beside {
+    /// The first of them is this one, if it was dialled already.
+    pub fn seed(&self, dialled: Option<TcpStream>) {
+        *self.seed.borrow_mut() = dialled;
+    }
+
+    async fn dial(&self, dial: &impl AsyncFn() -> Result<TcpStream, Failure>) -> Result<TcpStream, Failure> {
+        let seed = self.seed.take();
+        match seed {
+            Some(stream) => Ok(stream),
+            None => dial().await,
+        }
+    }
+
     /// Sends a request of HTTP/1 as it was asked, also in absolute-form or for a tunnel, and brings the answer's head back.
     ///
     /// # Errors
@@ -73,36 +88,31 @@ impl Beside {
         awaited: Awaited<'_>,
         dropped: &prometheus::IntCounter,
     ) -> Result<Response<Body>, Failure> {
-        let fresh = async || Ok(Http1Connection::new(LastWord::new(dial().await?)));
-        let interim = awaited.interim;
-        if request.asks_for_tunnel() {
-            let up = request.take_body();
-            let connection = fresh().await?;
-            let switching = pin!(connection.switch(request, interim, dropped));
-            let switched = awaited.in_time(switching).await?.map_err(|not_answered| not_answered.failure)?;
-            return Ok(match switched {
-                Switched::No(answer) => answer,
-                Switched::Yes(answer, first, io) => carried(answer, first, io, up),
-            });
-        }
-        if request.headers().contains_key(http::header::EXPECT) {
-            request.body = interim.guard(request.take_body());
-        }
         let home = self.http1.get_or_init(Rc::default);
-        let send = async |connection: Http1Connection, request| {
-            let sending = pin!(connection.send(request, interim, dropped, Some(home.clone())));
-            awaited.in_time(sending).await
-        };
-        let kept = home.0.take();
-        if let Some(kept) = kept {
-            match send(kept, request).await? {
-                Ok(answer) => return Ok(answer),
-                // It was closed meanwhile.
-                Err(NotAnswered { unsent: Some(unsent), .. }) => request = unsent,
-                Err(NotAnswered { failure, .. }) => return Err(failure),
-            }
+        let up = request.asks_for_tunnel().then(|| request.take_body());
+        if request.headers().contains_key(http::header::EXPECT) {
+            request.body = awaited.interim.guard(request.take_body());
         }
-        send(fresh().await?, request).await?.map_err(|not_answered| not_answered.failure)
+        let kept = home.0.take();
+        let asked = match kept {
+            Some(kept) => match ask(kept, request, awaited, dropped, home, up.is_some()).await? {
+                // It was closed meanwhile.
+                Err(NotAnswered { unsent: Some(unsent), .. }) => Err(unsent),
+                asked => Ok(asked),
+            },
+            None => Err(request),
+        };
+        let asked = match asked {
+            Ok(asked) => asked,
+            Err(request) => {
+                let fresh = Http1Connection::new(LastWord::new(self.dial(&dial).await?));
+                ask(fresh, request, awaited, dropped, home, up.is_some()).await?
+            }
+        };
+        Ok(match asked.map_err(|not_answered| not_answered.failure)? {
+            Switched::No(answer) => answer,
+            Switched::Yes(answer, first, io) => carried(answer, first, io, up.unwrap_or(Body::Empty)),
+        })
     }
 
     /// Sends a request of HTTP/2, whose target is absolute, and brings the answer's head back. Sends it once more, on a
@@ -142,7 +152,27 @@ impl Beside {
         let mut kept = self.http2.lock().await;
         match &*kept {
             Some(sender) => Ok(sender.clone()),
-            None => Ok(kept.insert(start_http2(LastWord::new(dial().await?), Room::Small).await?).clone()),
+            None => {
+                let stream = self.dial(dial).await?;
+                Ok(kept.insert(start_http2(LastWord::new(stream), Room::Small).await?).clone())
+            }
         }
     }
+}
+
+/// Asks one thing of a connection, a tunnel or anything else.
+async fn ask(
+    connection: Http1Connection,
+    request: Box<Message>,
+    awaited: Awaited<'_>,
+    dropped: &prometheus::IntCounter,
+    home: &Rc<Resting>,
+    is_tunnel: bool,
+) -> Result<Result<Switched, NotAnswered>, Failure> {
+    let (interim, home) = (awaited.interim, Some(home.clone() as Rc<dyn Home>));
+    if is_tunnel {
+        return awaited.in_time(pin!(connection.switch(request, interim, dropped, home))).await;
+    }
+    let sent = awaited.in_time(pin!(connection.send(request, interim, dropped, home))).await?;
+    Ok(sent.map(Switched::No))
 }

@@ -61,7 +61,7 @@ impl Sender<'_> {
         to_http1(&mut request.parts, Some(self.origin));
         let expected = websocket::ask_http1(&mut request.parts.headers);
         let up = request.take_body();
-        let switching = std::pin::pin!(connection.switch(request, self.interim, self.trailers_dropped));
+        let switching = std::pin::pin!(connection.switch(request, self.interim, self.trailers_dropped, None));
         let (answer, first, io) = match self.awaited().in_time(switching).await?? {
             Switched::No(answer) => return Ok(answer),
             Switched::Yes(answer, first, io) => (answer, first, io),
