@@ -32,12 +32,16 @@ use crate::worker::{Worker, now};
 const SILENCE: Duration = Duration::from_millis(50);
 
 /// Stages 1 and 2: where was it going, and is it opened?
+///
+/// What a connection needs to begin, or to be carried, is boxed: it lies idle in a task that has room for all that it holds
+/// at its largest.
 pub async fn connection(worker: &Rc<Worker>, mut captured: Captured) {
     let caller = debug_span!("identity").in_scope(|| worker.shared.callers.at_accept());
     if let Some(caller) = &caller {
         worker.watch(caller);
     }
-    let opening = open(worker, caller.as_ref(), &mut captured).instrument(debug_span!("tls")).await;
+    let opening = open(worker, caller.as_ref(), &mut captured).instrument(debug_span!("tls"));
+    let opening = Box::pin(opening).await;
     let Some(opening) = opening else {
         return;
     };
@@ -45,7 +49,7 @@ pub async fn connection(worker: &Rc<Worker>, mut captured: Captured) {
     let snapshot = caller.as_ref().and_then(|caller| caller.snapshot());
     let begun = Begun { worker: worker.clone(), caller, captured };
     match snapshot {
-        None => begun.without_policy(opening).await,
+        None => Box::pin(begun.without_policy(opening)).await,
         Some(snapshot) => begun.routed(&snapshot, opening).await,
     }
 }
@@ -191,7 +195,7 @@ impl Begun {
         let Self { worker, caller, captured: Captured { stream, first, original, dialled } } = self;
         let Some(caller) = caller else { return };
         let passing = passage::Passing { original, stream, dialled, first, name, protocol };
-        passage::carry(&worker, &caller, route, passing).await;
+        Box::pin(passage::carry(&worker, &caller, route, passing)).await;
     }
 
     /// Requests of which the first is for what no policy covers: where it goes may have been dialled already.
@@ -212,14 +216,13 @@ impl Begun {
         let channel = Channel { original: Some(original), name: None, secure: false };
         let connection = Connection::new(self.worker, self.caller, channel, version);
         connection.beside.seed(dialled);
-        serve(Rc::new(connection), Rewind::new(first, stream)).await;
+        Box::pin(serve(Rc::new(connection), Rewind::new(first, stream))).await;
     }
 
     async fn requests_in_tls(self, snapshot: &Snapshot, name: model::HostName, offered: &[HttpVersion]) {
         let version = self.version_to_offer(snapshot, &name, offered).await;
         let Captured { stream, first, original, .. } = self.captured;
         let io = Rewind::new(first, stream);
-        // Boxed, so that a connection that lies idle does not hold the room that its beginning took.
         let opened = Box::pin(self.worker.terminator.open(io, &name, version, now())).await;
         let stream = match opened {
             Ok(stream) => Box::new(stream),
