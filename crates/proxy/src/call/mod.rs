@@ -30,6 +30,7 @@ use http_body::Body as _;
 use model::destination::HttpVersion;
 use model::{Code, DecisionId, Destination, Failure, RequestFacts};
 use protocols::answer::Dialect;
+use protocols::http1::write;
 use tokio::time::Instant;
 use tracing::{Instrument as _, debug_span};
 
@@ -288,8 +289,10 @@ fn within_limits(connection: &Connection, message: &Message) -> Result<Reserved,
     if connection.version == HttpVersion::Http2 {
         head_within_limits(limits, message.headers())?;
     }
-    // What is announced is known before anything is sent; a body of unknown length is cut at the limit.
-    if message.body.size_hint().lower() > limits.body_bytes {
+    // What is announced is known before anything is sent; a body of unknown length is cut at the limit. Of HTTP/2 only the
+    // header says it; h2 holds the body to that.
+    let said = write::said_length(message.headers()).unwrap_or(0);
+    if message.body.size_hint().lower().max(said) > limits.body_bytes {
         let detail = format!("the request's body is longer than {} bytes", limits.body_bytes);
         return Err(Failure::new(Code::BodyTooLarge, detail));
     }
