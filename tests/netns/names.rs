@@ -359,14 +359,18 @@ fn names_are_looked_up_as_the_application_would() {
     assert!(credential);
 }
 
-/// Drops what a rule of nftables matches on its way out of the workload.
+fn nft(billing: &Workload, script: &str) {
+    let output =
+        billing.sandbox().command(billing.place(), As::Root, "nft").arg(script).output(SOON).unwrap();
+    assert!(output.success(), "{output:?}");
+}
+
+/// Drops what a rule of nftables matches on its way out of the workload, in the table `hole`.
 fn drop_out(billing: &Workload, what: &str) {
     let rules = format!(
         "table inet hole {{\nchain output {{\ntype filter hook output priority 0;\n{what} drop\n}}\n}}"
     );
-    let output =
-        billing.sandbox().command(billing.place(), As::Root, "nft").arg(&rules).output(SOON).unwrap();
-    assert!(output.success(), "{output:?}");
+    nft(billing, &rules);
 }
 
 #[test]
@@ -419,18 +423,10 @@ fn a_family_that_leads_nowhere_costs_no_more_than_its_head_start() {
     let (_world, _names, mut billing) = started("observe");
     let url = format!("https://{COVERED}:9443/v1");
     for (family, lost, left) in [("ip6", "fd77::28", "10.77.0.40"), ("ip", "10.77.0.40", "fd77::28")] {
-        let rules = format!(
-            "table inet hole {{\nchain output {{\ntype filter hook output priority 0;\n{family} daddr {lost} drop\n}}\n}}"
-        );
         // What is kept from before would hide the hole, or fall into it.
         billing.proxy().restart_with(|_| ()).unwrap();
         billing.proxy().wait_until_ready().unwrap();
-        let nft = |script: &str| {
-            let output =
-                billing.sandbox().command(billing.place(), As::Root, "nft").arg(script).output(SOON).unwrap();
-            assert!(output.success(), "{output:?}");
-        };
-        nft(&rules);
+        drop_out(&billing, &format!("{family} daddr {lost}"));
         for dialled in ["-4", "-6"] {
             let begun = Instant::now();
             let call = billing.curl(&format!("https://{OTHER}:9443/")).args([dialled]);
@@ -442,7 +438,7 @@ fn a_family_that_leads_nowhere_costs_no_more_than_its_head_start() {
             // Without the head start each would have waited for the time-out of 10 s.
             assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         }
-        nft("delete table inet hole");
+        nft(&billing, "delete table inet hole");
     }
 }
 

@@ -28,6 +28,7 @@ use crate::caller::CallerState;
 use crate::capture::accept::OriginalDestination;
 use crate::exchange::{End, Guarded, Open, why_stopped};
 use crate::memory::Reserved;
+use crate::passage::dial_original;
 use crate::policy::{Route, route_http, uncovered};
 use crate::protocol::body::BodyError;
 use crate::protocol::facts::{HTTP_PORT, check_expectation};
@@ -124,11 +125,7 @@ fn host_of(parts: &Parts, original: &OriginalDestination) -> Option<Host> {
         let asked = original.name().cloned().map(Host::Name);
         return asked.or_else(|| original.address().map(|address| Host::Address(address.ip())));
     };
-    // Who asked for a tunnel said where it goes.
-    let elsewhere = original.is_asked()
-        && (port.is_some_and(|port| port != original.port())
-            || original.name().is_some_and(|asked| name_of(&host) != Some(asked)));
-    (!elsewhere).then_some(host)
+    (!original.contradicts(name_of(&host), port)).then_some(host)
 }
 
 const fn name_of(host: &Host) -> Option<&HostName> {
@@ -178,7 +175,7 @@ impl Uncovered {
             let address = original.address();
             let send = async |mut message: Box<Message>, asked: &Asked, open: &Open| {
                 name_host(&mut message.parts, original);
-                let dial = async || dialled(connection, original).await;
+                let dial = async || dial_original(&connection.worker.dialler, original, None).await;
                 let awaited = Awaited { open, patience, host: original, interim: &asked.interim };
                 match connection.version {
                     HttpVersion::Http1 => connection.beside.send_http1(dial, message, awaited, dropped).await,
@@ -244,10 +241,10 @@ impl Uncovered {
             return Ok(Response::from_parts(parts, Body::Empty));
         }
         let on_end = Box::new(move |end: End<'_>| {
-            match end {
-                End::Broken(BodyError::Cut) => {}
-                End::Broken(error) => tracing::debug!(stage = "upstream", ?error, "an answer broke off"),
-                End::Complete | End::Dropped => {}
+            if let End::Broken(error) = end
+                && !matches!(error, BodyError::Cut)
+            {
+                tracing::debug!(stage = "upstream", ?error, "an answer broke off");
             }
             over();
         });
@@ -321,21 +318,6 @@ impl Uncovered {
         for (header, value) in protocols::standing::in_header(headers) {
             connection.known.note(worker, &self.state, (&self.caller.id, asked.id), (header, value));
         }
-    }
-}
-
-/// Connects to where the application dialled, as for what passes untouched.
-async fn dialled(connection: &Connection, original: &OriginalDestination) -> Result<TcpStream, Failure> {
-    let dialler = &connection.worker.dialler;
-    match (original.address(), original.name()) {
-        (Some(address), _) => {
-            if original.is_asked() {
-                dialler.resolver().check(address, None)?;
-            }
-            dialler.to_address(address).await
-        }
-        (None, Some(name)) => dialler.to_name(name, None, original).await.map(|(stream, _)| stream),
-        (None, None) => Err(Failure::new(Code::NameNotResolved, "there is no address to dial")),
     }
 }
 

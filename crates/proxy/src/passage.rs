@@ -23,6 +23,7 @@ use crate::policy::{Route, uncovered};
 use crate::splice::{Carried, reset, splice};
 use crate::standing;
 use crate::tls;
+use crate::upstream::dial::Dialler;
 use crate::worker::{Worker, now};
 
 /// A connection on its way through.
@@ -43,13 +44,16 @@ pub struct Passing {
 
 /// Whether a policy may cover something at this port.
 pub fn may_be_covered(snapshot: &Snapshot, port: u16) -> bool {
-    snapshot.slice().destinations.iter().any(|destination| destination.ports.contains(&port))
+    covered_at(snapshot, port).next().is_some()
 }
 
 /// Whether a policy may cover a request at this port: not where all that is covered there is carried as a connection.
 pub fn requests_may_be_covered(snapshot: &Snapshot, port: u16) -> bool {
-    let reads = |destination: &Destination| destination.protocol != Protocol::Tcp;
-    snapshot.slice().destinations.iter().any(|one| one.ports.contains(&port) && reads(one))
+    covered_at(snapshot, port).any(|destination| destination.protocol != Protocol::Tcp)
+}
+
+fn covered_at(snapshot: &Snapshot, port: u16) -> impl Iterator<Item = &Destination> {
+    snapshot.slice().destinations.iter().filter(move |one| one.ports.contains(&port))
 }
 
 /// Whether the address may be dialled before the application has said anything: nothing covers it, or what does is a
@@ -258,21 +262,33 @@ async fn dial(worker: &Worker, route: &Route, passing: &Described) -> Result<Tcp
         Route::Connection(destination) => Some(&**destination),
         _ => None,
     };
-    match (covering.and(name.as_ref()), original.address(), original.name()) {
-        (Some(name), ..) => {
-            let host = HostName::new(name).map_err(|e| {
-                Failure::new(Code::NameNotResolved, format!("{name} is not a name")).because(e)
-            })?;
-            dialler.to_name(&host, covering, original).await.map(|(stream, _)| stream)
-        }
-        (None, Some(address), _) => {
+    let Some(name) = covering.and(name.as_ref()) else {
+        return dial_original(dialler, original, covering).await;
+    };
+    let host = HostName::new(name)
+        .map_err(|e| Failure::new(Code::NameNotResolved, format!("{name} is not a name")).because(e))?;
+    dialler.to_name(&host, covering, original).await.map(|(stream, _)| stream)
+}
+
+/// Connects to the address that the application dialled, or to the name that it gave to the explicit proxy if it dialled
+/// none.
+///
+/// # Errors
+/// As resolving and dialling do.
+pub async fn dial_original(
+    dialler: &Dialler,
+    original: &OriginalDestination,
+    covering: Option<&Destination>,
+) -> Result<TcpStream, Failure> {
+    match (original.address(), original.name()) {
+        (Some(address), _) => {
             if original.is_asked() {
                 dialler.resolver().check(address, covering)?;
             }
             dialler.to_address(address).await
         }
-        (None, None, Some(name)) => dialler.to_name(name, covering, original).await.map(|(stream, _)| stream),
-        (None, None, None) => Err(Failure::new(Code::NameNotResolved, "there is no address to dial")),
+        (None, Some(name)) => dialler.to_name(name, covering, original).await.map(|(stream, _)| stream),
+        (None, None) => Err(Failure::new(Code::NameNotResolved, "there is no address to dial")),
     }
 }
 

@@ -102,12 +102,13 @@ impl Act {
             let mut sending = Box::pin(sender.send(again, self.connection.version));
             sent = open.unless_cut(sending.as_mut()).await;
         }
+        // Whoever carried the body may have heard of a cut first.
+        let sent = match (sent, open.cut_by()) {
+            (Ok(Err(_)), Some(code)) => Err(code),
+            (sent, _) => sent,
+        };
         match sent {
             Ok(Ok(response)) => Ok(response),
-            // Whoever carried the body may have heard of it first.
-            Ok(Err(_)) if let Some(code) = open.cut_by() => {
-                Err(self.failed(Failure::new(code, why_stopped(code)), open, CallResult::Cut))
-            }
             Ok(Err(_)) if open.is_broken_up() => {
                 let detail = "the request's body is not valid, or broke off before its end";
                 Err(self.failed(Failure::new(Code::MalformedRequest, detail), open, CallResult::Failed))

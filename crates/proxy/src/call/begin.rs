@@ -7,7 +7,6 @@ use std::time::Duration;
 use model::destination::HttpVersion;
 use model::{Code, Failure};
 use policy::Snapshot;
-use tokio::net::TcpStream;
 use tracing::{Instrument as _, debug_span};
 
 use super::{Connection, sender};
@@ -81,8 +80,8 @@ async fn open(
         passage::server_first(worker, caller?, captured).await?;
     }
     // Nor has anything to be recognised there: what stops in the middle waits for the server.
-    let patience = if may_wait_for_server && !may_be_covered() { SILENCE } else { patience };
     let counts = may_be_covered();
+    let patience = if may_wait_for_server && !counts { SILENCE } else { patience };
     tls::peek(&mut captured.stream, &mut captured.first, patience, counts).await.ok()
 }
 
@@ -141,17 +140,15 @@ impl Begun {
                     First::Nameless => None,
                     First::Other => return self.unknown(snapshot).await,
                 };
-                let disagrees = told.as_ref().is_some_and(|(host, port)| {
-                    original.is_asked()
-                        && (original.disagrees(host) || port.is_some_and(|port| port != original.port()))
-                });
+                let disagrees =
+                    told.as_ref().is_some_and(|(host, port)| original.contradicts(Some(host), *port));
                 let host = told.map(|(host, _)| host).or_else(|| original.name().cloned());
                 match route_http(snapshot, host.as_ref(), original) {
                     _ if disagrees => self.requests_in_clear(&Opening::Http1).await,
                     // The next request may name another host, and a head that can't be read was going to name one: each
                     // is looked at where a policy may cover what it names.
                     Route::Pass if passage::requests_may_be_covered(snapshot, original.port()) => {
-                        self.passing_in_clear(&Opening::Http1).await;
+                        self.in_clear(&Opening::Http1, true).await;
                     }
                     Route::Requests | Route::Refuse(_) => self.requests_in_clear(&Opening::Http1).await,
                     route => self.carried(route, host.map(|h| h.to_string()), "http").await,
@@ -160,16 +157,13 @@ impl Begun {
             // Its names are in its requests, so it is read unless nothing could cover it.
             Opening::Http2 => {
                 let original = &self.captured.original;
-                let name = || original.name().map(ToString::to_string);
+                let name = original.name().map(ToString::to_string);
                 match route_http(snapshot, original.name(), original) {
                     Route::Pass if passage::requests_may_be_covered(snapshot, original.port()) => {
-                        self.passing_in_clear(&Opening::Http2).await;
+                        self.in_clear(&Opening::Http2, true).await;
                     }
                     Route::Requests | Route::Refuse(_) => self.requests_in_clear(&Opening::Http2).await,
-                    route => {
-                        let name = name();
-                        self.carried(route, name, "http").await;
-                    }
+                    route => self.carried(route, name, "http").await,
                 }
             }
             // Half a ClientHello names nobody, but a policy may cover what it was going to name.
@@ -198,24 +192,18 @@ impl Begun {
         Box::pin(passage::carry(&worker, &caller, route, passing)).await;
     }
 
-    /// Requests of which the first is for what no policy covers: where it goes may have been dialled already.
-    async fn passing_in_clear(mut self, opening: &Opening) {
-        let dialled = self.captured.dialled.take();
-        self.in_clear(opening, dialled).await;
+    async fn requests_in_clear(self, opening: &Opening) {
+        self.in_clear(opening, false).await;
     }
 
-    async fn requests_in_clear(mut self, opening: &Opening) {
-        // What is covered goes to where its name leads.
-        self.captured.dialled = None;
-        self.in_clear(opening, None).await;
-    }
-
-    async fn in_clear(self, opening: &Opening, dialled: Option<TcpStream>) {
+    /// Reads requests in the clear. If the first `passes`, it goes to where was dialled already, if that was done; what is
+    /// covered goes to where its name leads.
+    async fn in_clear(self, opening: &Opening, passes: bool) {
         let version = if matches!(opening, Opening::Http2) { HttpVersion::Http2 } else { HttpVersion::Http1 };
-        let Captured { stream, first, original, .. } = self.captured;
+        let Captured { stream, first, original, dialled } = self.captured;
         let channel = Channel { original: Some(original), name: None, secure: false };
         let connection = Connection::new(self.worker, self.caller, channel, version);
-        connection.beside.seed(dialled);
+        connection.beside.seed(dialled.filter(|_| passes));
         Box::pin(serve(Rc::new(connection), Rewind::new(first, stream))).await;
     }
 

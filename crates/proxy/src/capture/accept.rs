@@ -68,6 +68,14 @@ impl OriginalDestination {
         self.asked
     }
 
+    /// Whether a request names another service than the tunnel that the application asked for: who asked said where it
+    /// goes. Nothing contradicts what was captured.
+    #[must_use]
+    pub fn contradicts(&self, named: Option<&HostName>, port: Option<u16>) -> bool {
+        let elsewhere = port.is_some_and(|port| port != self.port);
+        self.asked && (elsewhere || self.name.as_ref().is_some_and(|asked| named != Some(asked)))
+    }
+
     /// Whether the explicit proxy was asked for another name than this one.
     #[must_use]
     pub fn disagrees(&self, name: &HostName) -> bool {

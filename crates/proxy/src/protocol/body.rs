@@ -96,6 +96,16 @@ impl Body {
         matches!(self, Self::Watched(body) if body.is_cut())
     }
 
+    /// For whoever waits for a peer that takes nothing: if this was cut the peer is not waited for any longer, and the body
+    /// is told that it has ended.
+    pub fn ends_if_cut(&mut self, cx: &mut Context<'_>) -> bool {
+        let is_cut = self.is_cut();
+        if is_cut {
+            let _ = Pin::new(self).poll_frame(cx);
+        }
+        is_cut
+    }
+
     /// Takes a body as h2 gives it, of the connection with this backlog; one piece if all of it has come in one frame.
     pub fn from_http2(mut stream: h2::RecvStream, backlog: &Backlog) -> Self {
         if stream.is_end_stream() {

@@ -94,9 +94,7 @@ fn poll_capacity(
     sink: &mut SendStream<Bytes>,
     cx: &mut Context<'_>,
 ) -> Poll<Result<usize, Stopped>> {
-    if body.is_cut() {
-        // A peer that takes nothing is not waited for; the body is told that it has ended.
-        let _ = Pin::new(body).poll_frame(cx);
+    if body.ends_if_cut(cx) {
         sink.send_reset(BodyError::Cut.reason());
         return Poll::Ready(Err(Stopped::Source(BodyError::Cut)));
     }

@@ -203,9 +203,7 @@ fn unless_cut<T>(
     mut write: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
 ) -> Poll<Result<T, BodyError>> {
     let written = write(cx);
-    if written.is_pending() && body.is_cut() {
-        // It is told that it has ended.
-        let _ = Pin::new(body).poll_frame(cx);
+    if written.is_pending() && body.ends_if_cut(cx) {
         return Poll::Ready(Err(BodyError::Cut));
     }
     written.map_err(BodyError::Tunnel)

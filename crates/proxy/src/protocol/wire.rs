@@ -252,9 +252,7 @@ impl Outgoing {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Stopped>> {
         let polled = self.poll_on(wire, cx);
-        if polled.is_pending() && self.body.is_cut() {
-            // A peer that takes nothing is not waited for; the body is told that it has ended.
-            let _ = Pin::new(&mut self.body).poll_frame(cx);
+        if polled.is_pending() && self.body.ends_if_cut(cx) {
             return Poll::Ready(Err(Stopped::Source(BodyError::Cut)));
         }
         polled

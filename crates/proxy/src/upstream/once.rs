@@ -16,7 +16,7 @@ use super::http1_connection::{Home, Http1Connection, NotAnswered, Switched};
 use super::http2::{Room, exchange, start_http2};
 use super::last_word::LastWord;
 use super::pool::Http2Sender;
-use super::send::Awaited;
+use super::send::{Awaited, expects};
 use super::websocket::{ask_http2, carried};
 use crate::protocol::interim::Interim;
 use crate::protocol::{Body, Message};
@@ -33,7 +33,7 @@ pub async fn send(
     dropped: &prometheus::IntCounter,
 ) -> Result<Response<Body>, Failure> {
     to_http1(&mut request.parts, None);
-    if request.headers().contains_key(http::header::EXPECT) {
+    if expects(request.headers()) {
         request.body = interim.guard(request.take_body());
     }
     let connection = Http1Connection::new(LastWord::new(stream));
@@ -70,8 +70,7 @@ impl Beside {
     }
 
     async fn dial(&self, dial: &impl AsyncFn() -> Result<TcpStream, Failure>) -> Result<TcpStream, Failure> {
-        let seed = self.seed.take();
-        match seed {
+        match self.seed.take() {
             Some(stream) => Ok(stream),
             None => dial().await,
         }
@@ -90,29 +89,18 @@ impl Beside {
     ) -> Result<Response<Body>, Failure> {
         let home = self.http1.get_or_init(Rc::default);
         let up = request.asks_for_tunnel().then(|| request.take_body());
-        if request.headers().contains_key(http::header::EXPECT) {
+        if expects(request.headers()) {
             request.body = awaited.interim.guard(request.take_body());
         }
-        let kept = home.0.take();
-        let asked = match kept {
-            Some(kept) => match ask(kept, request, awaited, dropped, home, up.is_some()).await? {
+        if let Some(kept) = home.0.take() {
+            match ask(kept, request, awaited, dropped, home, up.is_some()).await? {
                 // It was closed meanwhile.
-                Err(NotAnswered { unsent: Some(unsent), .. }) => Err(unsent),
-                asked => Ok(asked),
-            },
-            None => Err(request),
-        };
-        let asked = match asked {
-            Ok(asked) => asked,
-            Err(request) => {
-                let fresh = Http1Connection::new(LastWord::new(self.dial(&dial).await?));
-                ask(fresh, request, awaited, dropped, home, up.is_some()).await?
+                Err(NotAnswered { unsent: Some(unsent), .. }) => request = unsent,
+                asked => return answered(asked, up),
             }
-        };
-        Ok(match asked.map_err(|not_answered| not_answered.failure)? {
-            Switched::No(answer) => answer,
-            Switched::Yes(answer, first, io) => carried(answer, first, io, up.unwrap_or(Body::Empty)),
-        })
+        }
+        let fresh = Http1Connection::new(LastWord::new(self.dial(&dial).await?));
+        answered(ask(fresh, request, awaited, dropped, home, up.is_some()).await?, up)
     }
 
     /// Sends a request of HTTP/2, whose target is absolute, and brings the answer's head back. Sends it once more, on a
@@ -175,4 +163,12 @@ async fn ask(
     }
     let sent = awaited.in_time(pin!(connection.send(request, interim, dropped, home))).await?;
     Ok(sent.map(Switched::No))
+}
+
+/// What came of it: an answer, or that to a tunnel, which carries `up`.
+fn answered(asked: Result<Switched, NotAnswered>, up: Option<Body>) -> Result<Response<Body>, Failure> {
+    match asked.map_err(|not_answered| not_answered.failure)? {
+        Switched::No(answer) => Ok(answer),
+        Switched::Yes(answer, first, io) => Ok(carried(answer, first, io, up.unwrap_or(Body::Empty))),
+    }
 }

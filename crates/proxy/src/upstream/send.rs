@@ -210,6 +210,6 @@ impl Sender<'_> {
 }
 
 /// Whether the application waits for leave to send its body (RFC 9110 §10.1.1).
-fn expects(headers: &HeaderMap) -> bool {
+pub(super) fn expects(headers: &HeaderMap) -> bool {
     headers.contains_key(http::header::EXPECT)
 }
